@@ -1,0 +1,1 @@
+"""Egomill: from Ego-Exo4D takes to egocentric video models."""
