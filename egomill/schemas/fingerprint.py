@@ -1,0 +1,81 @@
+"""A row knows what made it: fingerprint = sha256(config, code, weights, fingerprints of its inputs).
+
+`code` hashes the syntax trees (comments, docstrings and layout left out) of a module and of every module of this package that it imports,
+however deep. So a reformatted file changes nothing, a changed kernel changes exactly what uses it. Library versions are recorded with
+the run and not fingerprinted: a patch release of NumPy should not rebuild a lake.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = __name__.split(".")[0]
+
+
+def digest(*parts: Any) -> str:
+    """sha256 over JSON-ready values, 32 hex digits. Key order does not matter; what JSON cannot say raises TypeError."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def code_of(module: str) -> str:
+    """The hash of `module` and of our modules that it reaches."""
+    return digest({name: _tree_hash(name) for name in sorted(reaches(module))})
+
+
+@cache
+def reaches(module: str) -> frozenset[str]:
+    """The modules of this package that `module` imports, directly or not, with itself."""
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name not in seen and _source(name) is not None:
+            seen.add(name)
+            todo.extend(_imports(name))
+    return frozenset(seen)
+
+
+@cache
+def _source(module: str) -> str | None:
+    if module.split(".")[0] != PACKAGE:
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # `from egomill.x import name`: x is a module, x.name is not
+        return None
+    return Path(spec.origin).read_text() if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+@cache
+def _imports(module: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for node in ast.walk(ast.parse(_source(module) or "")):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in found if name.split(".")[0] == PACKAGE)
+
+
+@cache
+def _tree_hash(module: str) -> str:
+    tree = ast.parse(_source(module) or "")
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if isinstance(body[0].value.value, str):
+                body.pop(0)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""What can become of a row, as values: nothing that is wrong with the data is ever an exception across a stage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+REASONS = {
+    # takes
+    "take_unreadable": "the take's metadata cannot be read",
+    "path_outside_root": "a path of the data set leads outside its folder",
+    "duplicate_take_uid": "two takes carry one uid",
+    "no_exo_video": "no exo camera's video is there",
+    "no_ego_video": "the Aria RGB video is missing",
+    "video_undecodable": "a video cannot be opened or decoded",
+    "frame_counts_disagree": "videos of one take differ in length",
+    "no_camera_pose": "the camera_pose annotation is missing or unreadable",
+    "calibration_invalid": "intrinsics, distortion or lens calibration are missing or impossible",
+    "rotation_invalid": "a rotation is not orthonormal or is a reflection",
+    "pose_gaps": "ego poses are missing, null or not finite beyond what may be interpolated",
+    "pose_jumps": "the ego pose leaps between frames",
+    "poses_disagree": "there are more poses than frames, or far fewer",
+    "depth_sidecar_invalid": "the depth files on disk are of a wrong shape, kind or number",
+    # clips
+    "too_short": "the take has no window of the recipe's length",
+    "no_window": "no window of the take passed the checks",
+    # derived rows
+    "upstream": "an earlier stage has no row for this clip",
+    "no_depth_estimator": "no depth lies on disk and no estimator's weights are configured",
+    "depth_empty": "too little of the depth is known or finite",
+    "alignment_failed": "the affine depth fit has too few static pixels or no positive scale",
+    "prior_empty": "the rendered prior covers less of the ego view than the recipe asks for",
+    "caption_failed": "the captioning endpoint gave no usable answer",
+    "generation_failed": "the model gave frames that are not finite",
+}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The data is bad: expected, kept as a row with its reason, tried again only when the data or the check changes."""
+
+    reason: str
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"{self.reason!r} is no documented reason; add it to schemas/outcome.py")
+
+
+@dataclass
+class Report:
+    """What a stage did with its inputs. `inputs == outputs + rejected + failed` holds when it returns (`balanced`)."""
+
+    stage: str
+    inputs: int = 0
+    outputs: int = 0
+    rejected: int = 0
+    failed: int = 0
+    computed: int = 0  # rows made by this run; the rest of `outputs` were current already
+    retired: int = 0  # rows whose input is no more
+    seconds: float = 0.0
+    reasons: Counter = field(default_factory=Counter)
+
+    @property
+    def balanced(self) -> bool:
+        return self.inputs == self.outputs + self.rejected + self.failed
+
+    def to_dict(self) -> dict:
+        return {**self.__dict__, "reasons": dict(self.reasons), "balanced": self.balanced}
