@@ -1,0 +1,207 @@
+"""A profile is a file of settings: frozen, validated, complete. Nothing below reads the environment.
+
+`Profile.load("local", ["depth.momentum=0.9"])` reads `egomill/profiles/local.toml` (or a path to a TOML file) and applies overrides. An
+unknown name or key is an error that names its nearest neighbour. Each stage gets its own section, and that section alone enters its
+rows' fingerprints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROFILES = Path(__file__).parent.parent / "profiles"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ingest(Section):
+    """How tolerant reading a take is."""
+
+    max_pose_gap: int = Field(3, ge=0)  # frames that may be interpolated between known poses
+    min_pose_coverage: float = Field(0.9, ge=0, le=1)
+    max_step: float = 0.5  # metres the head may move between two frames
+    frame_slack: int = Field(2, ge=0)  # videos of one take may differ by so many frames (the common part is used)
+
+
+class Clips(Section):
+    """Which windows of which cameras become clips, and at what size."""
+
+    frames: int = 9  # 4n + 1
+    fps: float = 10.0
+    exo_size: tuple[int, int] = (224, 128)  # width, height in px, multiples of 16
+    ego_size: int = 128  # px, square
+    hop: float = 1.0  # seconds between window starts
+    exo_cameras: int = Field(1, ge=1)  # the best so many views of a window become clips of their own
+    max_per_take: int = Field(0, ge=0)  # 0: no limit
+    skip_opening: bool = True  # leave out windows in which something grossly covers the lens (take separators)
+    undistort: bool = False  # exo view as a pinhole picture
+    min_overlap: float = 0.15  # of the ego frustum seen by the exo camera
+    min_motion: float = 0.0
+    min_sharpness: float = 0.0
+    max_bad_exposure: float = 0.9  # fraction of pixels that are black or blown
+    train: int = 0  # 0: all
+    test: int = 0
+    unseen: int = 0
+    test_fraction: float = 0.1  # windows of training takes that are held out
+    unseen_fraction: float = 0.2  # takes that are held out, where the release has no split
+    split_seed: int = 0
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Clips:
+        if (self.frames - 1) % 4 or any(n % 16 for n in (*self.exo_size, self.ego_size)):
+            raise ValueError("a clip has 4n + 1 frames and sides that are multiples of 16 px")
+        return self
+
+
+class Depth(Section):
+    """Estimators by name; empty revision means 'take the weights' own digest'."""
+
+    monocular: str = "sidecar"  # "sidecar", or a folder / hub id of a depth network
+    monocular_revision: str = ""
+    temporal: str = "static-median"  # "static-median", "none", or a folder / hub id of a video depth network
+    temporal_revision: str = ""
+    mask: str = "sidecar-or-background"  # "background", "none", or a folder / hub id of a segmentation network
+    mode: Literal["robust", "momentum", "peer"] = "robust"
+    momentum: float = Field(0.99, ge=0, le=1)
+    height: int = 224  # px of the stored depth; width follows the exo picture
+    relative_error: float = 1e-3
+    min_known: float = 0.2
+
+
+class Priors(Section):
+    accumulate: bool = True  # one background cloud for the clip, instead of one a frame
+    edge: float = 0.1  # relative depth range in a 5x5 window above which a point is dropped
+    min_coverage: float = 0.02
+
+
+class Directions(Section):
+    geometry: Literal["calibrated", "egox-released"] = "calibrated"
+
+
+class Captions(Section):
+    source: Literal["descriptions", "vlm"] = "descriptions"
+    endpoint: str = ""  # OpenAI-compatible base URL
+    model: str = ""
+    exo_frames: int = 4
+
+
+class Model(Section):
+    """The base model and what EgoX does with it."""
+
+    base: str = "embedded"  # or a folder / hub id in the diffusers layout
+    revision: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mask: Literal["paper", "egox-released", "coverage"] = "coverage"
+    gga: Literal["paper", "egox-released", "off"] = "paper"
+    lambda_g: float = 1.0
+    text_tokens: int = 64
+
+
+class Train(Section):
+    method: Literal["egox"] = "egox"
+    rank: int = 64
+    alpha: int = 64
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    batch: int = 2  # per worker
+    steps: int = 300
+    shift: float = 1.0  # of the flow-matching time
+    workers: int = 2
+    gpu: bool = False
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 100
+    seed: int = 0
+
+
+class Generate(Section):
+    steps: int = 1
+    shift: float = 1.0
+    guidance: float = 1.0
+    scheduler: Literal["euler", "unipc"] = "euler"
+    seed: int = 42
+    baseline: bool = True  # also generate with the un-tuned base
+
+
+class Evaluate(Section):
+    lpips: str = ""  # folder with weights; empty: not computed
+    clip: str = ""
+    fvd: str = ""
+    objects: str = ""
+
+
+class Resources(Section):
+    """What one actor of a stage takes; stages not named take one CPU."""
+
+    shard: int = 4  # rows per commit
+    cpus: dict[str, float] = {}
+    gpus: dict[str, float] = {}
+    failure_threshold: float = Field(0.2, ge=0, le=1)  # share of failed (not rejected) rows above which a run fails
+    attempts: int = 3  # of a failed row
+
+
+class Profile(Section):
+    name: str
+    ingest: Ingest = Ingest()
+    clips: Clips = Clips()
+    depth: Depth = Depth()
+    priors: Priors = Priors()
+    directions: Directions = Directions()
+    captions: Captions = Captions()
+    model: Model = Model()
+    train: Train = Train()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+
+    @staticmethod
+    def load(name: str = "local", overrides: list[str] | tuple[str, ...] = ()) -> Profile:
+        """A named profile or a TOML file, with `section.key=value` overrides (values as in TOML; bare words are strings).
+
+        Errors: ValueError naming the unknown profile or key and the nearest known one.
+        """
+        path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
+        if not path.is_file():
+            raise ValueError(f"no profile {name!r}{_nearest(name, [p.stem for p in PROFILES.glob('*.toml')])}")
+        settings: dict[str, Any] = {"name": path.stem, **tomllib.loads(path.read_text())}
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            section, dot, leaf = key.strip().partition(".")
+            if not equals or not dot:
+                raise ValueError(f"an override reads section.key=value, not {override!r}")
+            settings.setdefault(section, {})[leaf] = _value(text)
+        try:
+            return Profile(**settings)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _explain(error: Any) -> str:
+    where = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        parent: Any = Profile
+        for part in where[:-1]:
+            parent = parent.model_fields[part].annotation
+        return f"unknown setting {'.'.join(where)}{_nearest(where[-1], list(parent.model_fields))}"
+    return f"{'.'.join(where)}: {error['msg']}"

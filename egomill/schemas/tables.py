@@ -1,0 +1,140 @@
+"""The tables of the lake: columns, keys, and what every derived row says of its own making.
+
+A key column carries Lance's primary-key metadata, without which concurrent merges double keys. `fingerprint` says what made the row
+(schemas/fingerprint.py), `run_id` which run. JSON columns hold small, nested, rarely queried things.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from .tensors import DEPTH, TENSOR
+
+_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
+_S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_BYTES, _TIME = pa.large_binary(), pa.timestamp("us", tz="UTC")
+
+
+def _table(keys: str, /, **columns: pa.DataType) -> pa.Schema:
+    fields = [pa.field(k, _S, nullable=False, metadata=_KEY) for k in keys.split()]
+    return pa.schema(fields + [pa.field(name, kind) for name, kind in columns.items()])
+
+
+def _derived(keys: str, /, **columns: pa.DataType) -> pa.Schema:
+    return _table(keys, fingerprint=_S, run_id=_S, **columns)
+
+
+TABLES: dict[str, pa.Schema] = {
+    # One row a take. `source` names the entry (layout and path) that it was read from; `content` is the digest of what later stages use of it.
+    "takes": _derived(
+        "take_uid",
+        content=_S,
+        take_name=_S,
+        layout=_S,  # "egoexo4d" or "egox"
+        root=_S,  # absolute folder; every path below is relative to it and stays inside it
+        split=_S,  # the official one: train, val, test, or "" where the release gives none
+        fps=_F,
+        frames=_I,  # that all videos of the take have
+        ego_video=_S,
+        ego_camera=_S,  # JSON of Camera at the ego video's size (turned)
+        lens_source=_S,  # "calibration file" or "typical lens"
+        T_world_ego=TENSOR,  # [frames, 4, 4] float64, NaN where unknown; sensor (landscape) frame
+        pose_coverage=_F,
+        exo=_S,  # JSON {camera name: {video, camera, T_world_exo, depth: relative path or null, depth_kind}}
+        prior_video=_S,  # a prior that the data set shipped (comparison only), or ""
+        files=_S,  # JSON {relative path: {sha256, bytes, mtime_ns}}
+        task=_S,
+        descriptions=_S,  # JSON [{text, timestamp}] in seconds of the take
+    ),
+    # One row a candidate window; `chosen` ones go on.
+    "clips": _derived(
+        "clip_id",  # take_uid.cam.start
+        take_uid=_S,
+        take_name=_S,
+        split=_S,  # train, test (held-out window of a training take), unseen (window of a held-out take)
+        chosen=_B,
+        why=_S,
+        exo_cam=_S,
+        start=_I,  # first source frame
+        stride=_I,  # source frames per clip frame
+        frames=_I,
+        fps=_F,  # of the clip
+        root=_S,
+        exo_video=_S,
+        ego_video=_S,
+        exo_camera=_S,  # JSON of Camera at the profile's exo picture: after crop and resize
+        exo_crop=pa.list_(_I),  # left, top, width, height in source pixels, then resized to the profile's exo size
+        ego_camera=_S,  # JSON of Camera at the profile's ego picture
+        T_world_exo=TENSOR,  # [4, 4] float64
+        T_world_ego=TENSOR,  # [F, 4, 4] float64
+        depth_path=_S,
+        depth_kind=_S,
+        depth_files=_S,  # digest of the sidecar files of this view, "" without
+        overlap=_F,
+        motion=_F,
+        blur=_F,
+        exposure=_F,
+        pose_coverage=_F,
+    ),
+    "depth": _derived(
+        "clip_id",
+        depth=DEPTH,  # [F, h, w] metres along the calibrated ray, at the depth recipe's size
+        static=TENSOR,  # [F, h, w] bool
+        alpha=TENSOR,  # [F] of D = 1 / (alpha / D_v + beta)
+        beta=TENSOR,
+        inliers=TENSOR,
+        estimator=_S,  # names and revisions: monocular | temporal | mask
+        known=_F,  # fraction of pixels with depth
+    ),
+    "priors": _derived("clip_id", video=_BYTES, valid=TENSOR, coverage=_F),
+    "directions": _derived(
+        "clip_id",
+        exo_points=TENSOR,  # [f, h, w, 3] float32, world
+        exo_valid=TENSOR,  # [f, h, w] bool
+        ego_rays=TENSOR,  # [f, h, w, 3] float16, world, unit
+        ego_valid=TENSOR,
+        centres=TENSOR,  # [f, 3] float32, world
+    ),
+    "captions": _derived("clip_id", text=_S, source=_S),
+    "latents": _derived(
+        "clip_id model",
+        exo=TENSOR,  # [16, f, h, w] float16, normalised
+        prior=TENSOR,
+        ego=TENSOR,
+        cover=TENSOR,  # [4, f, h, w] float16: what of each latent cell the prior covers
+        text=TENSOR,  # [tokens, dim]
+        image=TENSOR,  # [tokens, dim] or null where the model takes none
+    ),
+    "generations": _derived("clip_id adapter", video=_BYTES, seed=_I, sampler=_S, seconds=_F),
+    "scores": _derived("clip_id adapter metric", value=_F, why=_S),
+    "failures": _table(
+        "key stage",
+        fingerprint=_S,
+        run_id=_S,
+        status=_S,  # rejected or failed
+        reason=_S,
+        detail=_S,
+        attempt=_I,
+        at=_TIME,
+    ),
+    "runs": _table(
+        "run_id",
+        flow=_S,
+        started=_TIME,
+        ended=_TIME,
+        status=_S,
+        profile=_S,  # JSON
+        code=_S,
+        environment=_S,  # JSON: versions of what was installed
+        release_in=_S,
+        release_out=_S,
+        stages=_S,  # JSON [Report.to_dict()]
+        detail=_S,
+    ),
+    "releases": _table("name", created=_TIME, run_id=_S, tables=_S, checks=_S, profile=_S, clips=_I),
+}
+KEYS: dict[str, tuple[str, ...]] = {
+    name: tuple(f.name for f in schema if f.metadata and b"lance-schema:unenforced-primary-key" in f.metadata)
+    for name, schema in TABLES.items()
+}
+RELEASED = ("takes", "clips", "depth", "priors", "directions", "captions", "latents")  # what a release pins
