@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.split(".")[0]
+# What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' fingerprints).
+BOOKKEEPING = {f"{PACKAGE}.{m}" for m in ("schemas.config", "schemas.tables", "schemas.outcome", "schemas.fingerprint", "tasks.stage", "tasks.lake")}
 
 
 def digest(*parts: Any) -> str:
@@ -42,7 +44,7 @@ def reaches(module: str) -> frozenset[str]:
     todo = [module]
     while todo:
         name = todo.pop()
-        if name not in seen and _source(name) is not None:
+        if name not in seen and name not in BOOKKEEPING and _source(name) is not None:
             seen.add(name)
             todo.extend(_imports(name))
     return frozenset(seen)
@@ -75,7 +77,7 @@ def _tree_hash(module: str) -> str:
     tree = ast.parse(_source(module) or "")
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            if isinstance(body[0].value.value, str):
-                body.pop(0)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            body.pop(0)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -25,7 +25,7 @@ def _derived(keys: str, /, **columns: pa.DataType) -> pa.Schema:
 
 
 TABLES: dict[str, pa.Schema] = {
-    # One row a take. `source` names the entry (layout and path) that it was read from; `content` is the digest of what later stages use of it.
+    # One row a take; `content` is the digest of what later stages use of it.
     "takes": _derived(
         "take_uid",
         content=_S,

@@ -1,0 +1,140 @@
+"""The lake: one Lance table a kind of thing, and the only `import lance`.
+
+Writers split the work so that a crash costs little and doubles nothing: a worker writes data files that no reader can see
+(`write_fragments`) and hands back a few hundred bytes of JSON; the driver makes them visible (`commit`), shard by shard. A commit that
+replaces rows is one transaction: the old rows' deletion and the new rows' arrival become visible together, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance.fragment import FragmentMetadata, write_fragments
+
+from egomill.schemas.tables import KEYS, TABLES
+
+_STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A folder or object-store URI that holds the tables. A value: cheap to make, to compare and to send to workers."""
+
+    uri: str
+
+    def path(self, table: str) -> str:
+        return f"{self.uri.rstrip('/')}/{table}.lance"
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def open(self, table: str, version: int | None = None) -> lance.LanceDataset:
+        """The table at a version (None: the newest), created empty where it is not there yet. ValueError on an unknown name."""
+        if table not in TABLES:
+            raise ValueError(f"no table {table!r}; known: {', '.join(TABLES)}")
+        try:
+            return lance.dataset(self.path(table), version=version)
+        except ValueError:
+            if version is not None or self._exists(table):
+                raise
+        try:
+            lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
+        except OSError:
+            if not self._exists(table):
+                raise
+        return lance.dataset(self.path(table))
+
+    def _exists(self, table: str) -> bool:
+        try:
+            lance.dataset(self.path(table))
+        except ValueError:
+            return False
+        return True
+
+    def version(self, table: str) -> int:
+        return self.open(table).version
+
+    def count(self, table: str, where: str | None = None, version: int | None = None) -> int:
+        return self.open(table, version).count_rows(filter=where or None)
+
+    def read(self, table: str, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None) -> pa.Table:
+        """Columns of the rows that meet the SQL filter, at a version."""
+        return self.open(table, version).to_table(columns=None if columns is None else list(columns), filter=where or None)
+
+    def rows(
+        self, table: str, keys: Iterable[str], columns: Sequence[str] | None = None, version: int | None = None, where: str = ""
+    ) -> list[dict]:
+        """The rows whose first key column is among `keys`, in no particular order."""
+        condition = one_of(KEYS[table][0], keys) + (f" AND ({where})" if where else "")
+        return self.read(table, columns, condition, version).to_pylist()
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def write_fragments(self, table: str, rows: list[dict]) -> str:
+        """Worker's half: write rows as data files that nobody sees yet; returns the fragments as JSON for `commit`."""
+        data = pa.Table.from_pylist(rows, schema=TABLES[table])
+        fragments = write_fragments(data, self.path(table), schema=TABLES[table], **_STORAGE)
+        return json.dumps([f.to_json() for f in fragments])
+
+    def commit(self, table: str, fragments: str | None, replace: str = "", properties: dict[str, str] | None = None) -> int:
+        """Driver's half: in one transaction delete the rows that meet `replace` and add the fragments; returns the new version.
+
+        `properties` (who, when, how many) are kept in the transaction: the first of the places where lineage is written.
+        """
+        data = self.open(table)
+        new = [FragmentMetadata.from_json(json.dumps(f)) for f in json.loads(fragments)] if fragments else []
+        removed, updated = [], []
+        for fragment in data.get_fragments() if replace else []:
+            if fragment.count_rows(filter=replace) == 0:
+                continue
+            rest = fragment.delete(replace)
+            if rest is None:
+                removed.append(fragment.fragment_id)
+            else:
+                updated.append(rest)
+        if not (new or removed or updated):
+            return data.version
+        if removed or updated:
+            operation = lance.LanceOperation.Update(removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new)
+        else:
+            operation = lance.LanceOperation.Append(new)
+        return lance.LanceDataset.commit(
+            self.path(table), lance.Transaction(data.version, operation, transaction_properties=properties or {})
+        ).version
+
+    def upsert(self, table: str, rows: list[dict]) -> None:
+        """Insert rows, or overwrite those of the same key. For the small tables that the driver writes (failures, runs, releases)."""
+        if rows:
+            data = pa.Table.from_pylist(rows, schema=TABLES[table])
+            merge = self.open(table).merge_insert(list(KEYS[table])).when_matched_update_all().when_not_matched_insert_all()
+            merge.conflict_retries(10).execute(data)
+
+    # -- versions --------------------------------------------------------------------------------------------------
+
+    def tag(self, table: str, version: int, name: str) -> None:
+        """Protect a version from clean-up under a name. Tagging the same version again is fine; another one is a ValueError."""
+        tags = self.open(table).tags
+        held = tags.list().get(name)
+        if held is None:
+            tags.create(name, version)
+        elif held["version"] != version:
+            raise ValueError(f"tag {name!r} of table {table} stands at version {held['version']}, not {version}")
+
+    def compact(self, table: str) -> None:
+        """Merge small files. Old versions stay until they are cleaned up."""
+        self.open(table).optimize.compact_files(target_rows_per_fragment=64 * 1024)
+
+    @cached_property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+
+def one_of(column: str, values: Iterable[Any]) -> str:
+    """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""
+    quoted = ", ".join("'" + str(v).replace("'", "''") + "'" for v in values)
+    return f"{column} IN ({quoted})" if quoted else "false"
