@@ -1,0 +1,261 @@
+"""How well: runs, metrics and adapters in MLflow. The only `import mlflow`, and only when something is tracked (it takes six seconds).
+
+Everything goes through a client and explicit run ids, never through MLflow's "active run": a training that is restarted, or whose
+losses come from another process, must find its run again. Which data a run saw is a dataset input that names the release and the table
+versions; its source can be reopened in any process that has this package installed (entry point `mlflow.dataset_source`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from egomill.schemas.fingerprint import digest
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+
+
+@dataclass(frozen=True)
+class LanceSource:
+    """Table versions of a lake as a source that MLflow can write down and reopen.
+
+    It has the methods of MLflow's DatasetSource without inheriting it, so that naming it does not import MLflow.
+    """
+
+    uri: str
+    tables: dict[str, int]
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "lance"
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> LanceSource:
+        raise NotImplementedError("a Lance source is made from a lake and table versions, not guessed from a string")
+
+    def load(self) -> dict[str, Any]:
+        """{table: Lance dataset at its version}."""
+        from egomill.tasks.lake import Lake
+
+        return {name: Lake(self.uri).open(name, version) for name, version in self.tables.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"uri": self.uri, "tables": self.tables}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[Any, Any]) -> LanceSource:
+        return cls(source_dict["uri"], dict(source_dict["tables"]))
+
+    @classmethod
+    def from_json(cls, source_json: str) -> LanceSource:
+        return cls.from_dict(json.loads(source_json))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A registered adapter: `folder` holds its files, `spec` ("name@v3") is how tables name it."""
+
+    name: str
+    version: str
+    run_id: str
+    folder: str
+    tags: dict[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}@v{self.version}"
+
+
+@lru_cache(maxsize=4)
+def _client(uri: str) -> Any:
+    import logging
+
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """An MLflow store: `sqlite:///path/mlflow.db` (artifacts go to `mlartifacts` beside it) or a server's address.
+
+    A value: workers get a copy and open their own connection.
+    """
+
+    uri: str
+    experiment: str = "egomill"
+
+    @staticmethod
+    def beside(lake_uri: str) -> Tracker:
+        """The default store of a lake on disk. ValueError for an object store, where a server has to be named."""
+        if "://" in lake_uri:
+            raise ValueError(f"the lake {lake_uri} is no folder: name an MLflow server")
+        folder = Path(lake_uri).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        return Tracker(f"sqlite:///{folder / 'mlflow.db'}")
+
+    @property
+    def client(self) -> Any:
+        return _client(self.uri)
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def start(self, name: str, tags: Mapping[str, str] | None = None) -> str:
+        """A new run; returns its id."""
+        return self.client.create_run(self._experiment(), run_name=name, tags=dict(tags or {})).info.run_id
+
+    def resume(self, run_id: str) -> None:
+        self.client.update_run(run_id, status="RUNNING")
+
+    def end(self, run_id: str, ok: bool = True) -> None:
+        self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return found.experiment_id
+        artifacts = None
+        if self.uri.startswith("sqlite:///"):
+            artifacts = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+        try:
+            return self.client.create_experiment(self.experiment, artifact_location=artifacts)
+        except MlflowException:  # another process was first
+            return self.client.get_experiment_by_name(self.experiment).experiment_id
+
+    def params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Nested settings as `section.key`. MLflow refuses to change a parameter of a run, and so do we."""
+        from mlflow.entities import Param
+
+        self.client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in _flat(values)])
+
+    def tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in values.items()])
+
+    def metrics(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Many steps at once: (step, {name: value}); a step logged again by a resumed run is kept twice (readers take the last)."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [Metric(k, float(v), now, step) for step, values in rows for k, v in values.items()]
+        for i in range(0, len(points), 1000):
+            self.client.log_batch(run_id, metrics=points[i : i + 1000])
+
+    def history(self, run_id: str, name: str) -> dict[int, float]:
+        """{step: value}; where a step was logged twice, the last."""
+        return {p.step: p.value for p in sorted(self.client.get_metric_history(run_id, name), key=lambda p: (p.step, p.timestamp))}
+
+    def image(self, run_id: str, picture: Any, path: str) -> None:
+        """picture: uint8 [H, W, 3]; path: within the run's artifacts, ending in .png."""
+        self.client.log_image(run_id, picture, artifact_file=path)
+
+    def artifacts(self, run_id: str, folder: str | Path, path: str | None = None) -> None:
+        self.client.log_artifacts(run_id, str(folder), path)
+
+    def artifact(self, run_id: str, file: str | Path, path: str | None = None) -> None:
+        self.client.log_artifact(run_id, str(file), path)
+
+    def dataset(self, run_id: str, release: str, lake_uri: str, tables: Mapping[str, int], context: str = "training") -> str:
+        """Write down which release and table versions the run reads; returns the digest, by which `runs_of` finds the run."""
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        source: Any = LanceSource(lake_uri, dict(tables))
+        made = MetaDataset(source, name=release, digest=digest(dict(tables)))
+        entity = made._to_mlflow_entity()
+        self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+        return entity.digest
+
+    def runs_of(self, dataset_digest: str) -> list[str]:
+        """The runs that read exactly these table versions."""
+        found = self.client.search_runs([self._experiment()], filter_string=f"dataset.digest = '{dataset_digest}'")
+        return [run.info.run_id for run in found]
+
+    def inputs(self, run_id: str) -> list[dict]:
+        """[{name, digest, uri, tables}] of a run."""
+        found = self.client.get_run(run_id).inputs.dataset_inputs
+        return [{"name": i.dataset.name, "digest": i.dataset.digest, **json.loads(i.dataset.source)} for i in found]
+
+    # -- adapters --------------------------------------------------------------------------------------------------
+
+    def register(self, name: str, folder: str | Path, run_id: str, tags: Mapping[str, str]) -> Adapter:
+        """Keep an adapter's files with the run and make them the next version of `name`."""
+        from mlflow.exceptions import MlflowException
+
+        self.artifacts(run_id, folder, "adapter")
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/adapter"
+        made = self.client.create_model_version(name, source=source, run_id=run_id, tags=dict(tags))
+        return self.resolve(f"{name}/{made.version}")
+
+    def alias(self, adapter: Adapter, alias: str) -> None:
+        """Point an alias at a version. It leaves the version it stood at."""
+        self.client.set_registered_model_alias(adapter.name, alias, adapter.version)
+
+    def tag_adapter(self, adapter: Adapter, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self.client.set_model_version_tag(adapter.name, adapter.version, key, value)
+
+    def resolve(self, spec: str) -> Adapter:
+        """"name@alias", "name@v3" or "name/3" → the adapter, its files on this machine. ValueError where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        name, at, alias = spec.partition("@")
+        try:
+            if at and not (alias[:1] == "v" and alias[1:].isdigit()):
+                found = self.client.get_model_version_by_alias(name, alias)
+            else:
+                name, _, version = spec.replace("@v", "/").rpartition("/")
+                found = self.client.get_model_version(name, version)
+        except MlflowException as error:
+            raise ValueError(f"no adapter {spec!r}: {error.message}") from None
+        folder = self.client.download_artifacts(found.run_id, "adapter")
+        return Adapter(found.name, str(found.version), found.run_id, str(folder), dict(found.tags), tuple(found.aliases))
+
+    def champion(self, name: str) -> Adapter | None:
+        try:
+            return self.resolve(f"{name}@{CHAMPION}")
+        except ValueError:
+            return None
+
+    def adapters(self, name: str) -> list[dict]:
+        """Every version, oldest first: {version, run_id, tags, aliases}."""
+        found = sorted(self.client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
+        by_version: dict[str, list[str]] = {}
+        if found:
+            for alias, version in self.client.get_registered_model(name).aliases.items():
+                by_version.setdefault(str(version), []).append(alias)
+        return [
+            {"version": str(v.version), "run_id": v.run_id, "tags": dict(v.tags), "aliases": sorted(by_version.get(str(v.version), []))}
+            for v in found
+        ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
