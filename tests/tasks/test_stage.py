@@ -1,0 +1,122 @@
+"""The runner's promises on a toy stage: captions from clips."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from egomill.schemas.config import Resources
+from egomill.schemas.outcome import Rejected
+from egomill.schemas.tables import TABLES
+from egomill.tasks import stage as stages
+from egomill.tasks.lake import Lake
+from egomill.tasks.stage import Item, Stage, StageFailed, run
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def toy(text: str = "hello", calls: str = "") -> Stage:
+    def make(text: str):  # nested, so that Ray's workers get it by value
+        def work(row: dict):
+            name = row["clips"]["take_name"]
+            if name == "bad":
+                return Rejected("caption_failed", "told to")
+            if name == "bug":
+                raise ZeroDivisionError("our own")
+            return {"text": f"{text} {name}", "source": "toy"}
+
+        return work
+
+    return Stage("captions", {"clips": ("take_name",)}, {"text": text}, functools.partial(make, text), where="chosen")
+
+
+def add_clips(lake: Lake, names: list[str], fingerprint: str = "f") -> None:
+    empty = dict.fromkeys(TABLES["clips"].names)
+    rows = [{**empty, "clip_id": f"c{i}", "take_name": n, "chosen": True, "fingerprint": fingerprint} for i, n in enumerate(names)]
+    lake.commit("clips", lake.write_fragments("clips", rows), replace="true")
+
+
+def texts(lake: Lake) -> dict:
+    return {r["clip_id"]: r["text"] for r in lake.read("captions").to_pylist()}
+
+
+GENEROUS = Resources(failure_threshold=1.0, shard=2)
+
+
+def test_every_input_is_an_output_rejected_or_failed(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a", "bad", "b", "bug", "c"])
+    report = run(toy(), lake, "r1", GENEROUS)
+    assert (report.inputs, report.outputs, report.rejected, report.failed) == (5, 3, 1, 1)
+    assert report.balanced
+    assert report.computed == 3
+    assert texts(lake) == {"c0": "hello a", "c2": "hello b", "c4": "hello c"}
+    rows = {r["key"]: r for r in lake.read("failures").to_pylist()}
+    assert rows["c1"]["reason"] == "caption_failed"
+    assert rows["c3"]["reason"] == "ZeroDivisionError"
+    assert "our own" in rows["c3"]["detail"]
+    assert "Traceback" in rows["c3"]["detail"]
+
+
+def test_a_second_run_does_nothing_and_retries_only_what_we_broke(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a", "bad", "bug"])
+    run(toy(), lake, "r1", GENEROUS)
+    version = lake.version("captions")
+    report = run(toy(), lake, "r2", GENEROUS)
+    assert report.computed == 0
+    assert report.balanced
+    assert lake.version("captions") == version
+    attempts = {r["key"]: r["attempt"] for r in lake.read("failures").to_pylist()}
+    assert attempts == {"c1": 1, "c2": 2}
+
+
+def test_changed_settings_and_changed_inputs_replace_rows_and_gone_inputs_retire_theirs(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a", "b"])
+    run(toy(), lake, "r1", GENEROUS)
+    assert run(toy("bye"), lake, "r2", GENEROUS).computed == 2
+    assert texts(lake) == {"c0": "bye a", "c1": "bye b"}
+    add_clips(lake, ["bad"], fingerprint="g")
+    report = run(toy("bye"), lake, "r3", GENEROUS)
+    assert (report.rejected, report.retired, report.computed) == (1, 1, 0)
+    assert texts(lake) == {}  # what was rejected now keeps no stale row
+    add_clips(lake, ["fine"], fingerprint="h")
+    assert run(toy("bye"), lake, "r4", GENEROUS).outputs == 1
+    assert lake.count("failures") == 0
+
+
+def test_too_many_failures_fail_the_run_but_keep_what_succeeded(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a", "bug"])
+    with pytest.raises(StageFailed) as caught:
+        run(toy(), lake, "r1", Resources(failure_threshold=0.2))
+    assert caught.value.args[0].failed == 1
+    assert texts(lake) == {"c0": "hello a"}
+
+
+def test_a_missing_upstream_row_is_a_named_rejection(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a"])
+    needs_depth = Stage("priors", {"clips": ("take_name",), "depth": ("estimator",)}, {}, toy().worker, where="chosen")
+    report = run(needs_depth, lake, "r1", GENEROUS)
+    assert (report.rejected, dict(report.reasons)) == (1, {"upstream": 1})
+    assert lake.read("failures").to_pylist()[0]["detail"] == "depth"
+
+
+def test_items_from_disk_are_never_retired(tmp_path):
+    lake = Lake(str(tmp_path))
+
+    def make():
+        return lambda row: {"take_name": row["name"]}
+
+    takes = Stage("takes", {}, {}, make)
+    assert run(takes, lake, "r1", GENEROUS, items=[Item("u1", "d1", {"name": "one"})]).outputs == 1
+    report = run(takes, lake, "r2", GENEROUS, items=[Item("u2", "d2", {"name": "two"})])
+    assert (report.inputs, report.retired, lake.count("takes")) == (1, 0, 2)
+
+
+def test_the_worker_runs_without_ray():
+    assert toy().worker()({"clips": {"take_name": "x"}}) == {"text": "hello x", "source": "toy"}
+    assert stages.Stage is Stage
