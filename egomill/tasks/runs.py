@@ -16,9 +16,10 @@ from egomill.schemas.fingerprint import code_of
 from egomill.schemas.outcome import Report
 from egomill.tasks.lake import Lake
 
-RECORDED = (
-    "egomill prefect ray pylance mlflow torch torchvision diffusers peft transformers easypytorch3d decord av numpy pyarrow opencv-python-headless"
-).split()
+RECORDED = [
+    "egomill", "prefect", "ray", "pylance", "mlflow", "torch", "torchvision", "diffusers", "peft", "transformers",
+    "easypytorch3d", "decord", "av", "numpy", "pyarrow", "opencv-python-headless",
+]  # fmt: skip
 
 
 @dataclass
@@ -90,7 +91,10 @@ def environment() -> dict[str, str]:
 def history(lake: Lake, limit: int = 20) -> list[dict]:
     """Newest first, JSON columns opened."""
     rows = sorted(lake.read("runs").to_pylist(), key=lambda r: r["started"], reverse=True)[:limit]
-    return [{**r, "stages": json.loads(r["stages"]), "profile": json.loads(r["profile"]), "environment": json.loads(r["environment"])} for r in rows]
+    return [
+        {**r, "stages": json.loads(r["stages"]), "profile": json.loads(r["profile"]), "environment": json.loads(r["environment"])}
+        for r in rows
+    ]
 
 
 def stage_table(lake: Lake) -> list[dict]:

@@ -1,0 +1,303 @@
+"""The command line. Long commands are Prefect flows, questions answer in text or, with --json, in one JSON document.
+
+Where PREFECT_API_URL (or the active Prefect profile) names a server, long commands run as flow runs there; without one they run as plain
+functions, at once and unrecorded by Prefect (the lake records every run either way). Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+releases_app = typer.Typer(no_args_is_help=True, help="Releases: named, protected versions of all tables.")
+app.add_typer(releases_app, name="release")
+out, err = Console(), Console(stderr=True)
+
+Lake = Annotated[str, typer.Option("--lake", "-l", envvar="EGOMILL_LAKE", help="Folder or object-store URI of the lake.")]
+Profile = Annotated[str, typer.Option("--profile", "-p", help="A named profile (local, paper) or a TOML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a setting: section.key=value. Repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Tracking = Annotated[str, typer.Option("--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default: a database in the lake.")]
+
+
+# -- work -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    folder: Path,
+    takes: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    seed: int = 0,
+    seconds: Annotated[float, typer.Option(help="Length of each take.")] = 3.0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    json_: Json = False,
+) -> None:
+    """Write procedural takes in the Ego-Exo4D release layout, with exact depth beside them."""
+    from rich.progress import Progress
+
+    from egomill.scenes.take import simulate as write
+
+    with Progress(console=err, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("simulate", total=takes)
+        made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=lambda done, total: progress.update(bar, completed=done))
+    _answer(made, json_, lambda: out.print(f"{len(made)} takes in {folder}"))
+
+
+@app.command()
+def pretrain(
+    folder: Path,
+    minutes: Annotated[float, typer.Option(help="Wall clock of the training.")] = 60.0,
+    seeds: Annotated[int, typer.Option(help="How many simulated scenes.")] = 2000,
+) -> None:
+    """Train the embedded base model from nothing, on simulated scenes that no take uses."""
+    from egomill.tasks.pretrain import pretrain as train
+
+    record = train(folder, seeds=seeds, minutes=minutes)
+    out.print_json(json.dumps(record, default=str))
+
+
+@app.command()
+def rebuild(
+    sources: list[Path], lake: Lake = "lake", profile: Profile = "local", set_: Set = None, release: str = "", json_: Json = False
+) -> None:
+    """Bring the lake up to date with takes on disk and publish a release."""
+    from egomill.flows.rebuild import rebuild as flow
+
+    _run(flow, json_, lake=lake, sources_=[str(s.absolute()) for s in sources], profile=profile, settings=set_ or [], release=release)
+
+
+@app.command()
+def retrain(
+    lake: Lake = "lake", profile: Profile = "local", set_: Set = None, release: str = "", tracking: Tracking = "", json_: Json = False
+) -> None:
+    """Train an adapter on a release, compare it with the champion, and promote it if it is better."""
+    from egomill.flows.retrain import retrain as flow
+
+    _run(flow, json_, lake=lake, profile=profile, settings=set_ or [], release=release, tracking=tracking)
+
+
+@app.command()
+def generate(
+    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, or base")] = "egox@champion",
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Generate egocentric video for every held-out clip."""
+    from egomill.flows.generate import generate as flow
+
+    _run(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=set_ or [], tracking=tracking)
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, base, prior or codec")] = "egox@champion",
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Score what was generated for held-out clips."""
+    from egomill.flows.generate import evaluate as flow
+
+    _run(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=set_ or [], tracking=tracking)
+
+
+@app.command()
+def nightly(
+    sources: list[Path],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    report: Annotated[str, typer.Option(help="Where the report page goes; default: in the lake.")] = "",
+    json_: Json = False,
+) -> None:
+    """Rebuild, retrain, compare, report: what runs every night."""
+    from egomill.flows.nightly import nightly as flow
+
+    places = [str(s.absolute()) for s in sources]
+    _run(flow, json_, lake=lake, sources_=places, profile=profile, settings=set_ or [], tracking=tracking, report=report)
+
+
+@app.command()
+def report(
+    page: Annotated[Path | None, typer.Argument(help="HTML file to write; default: in the lake.")] = None,
+    lake: Lake = "lake",
+    adapter: str = "egox@candidate",
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Write the report page of the newest adapter: pictures, scores, rejections, lineage."""
+    from egomill.flows.nightly import write_report
+
+    where = write_report(lake, adapter, tracking, str(page or ""))
+    _answer({"report": where}, json_, lambda: out.print(where))
+
+
+@app.command()
+def up(lake: Lake = "lake", host: str = "127.0.0.1", prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+    """Start a Prefect server with a worker and the deployments, and the MLflow page, until Ctrl-C."""
+    from egomill.flows.up import up as start
+
+    start(lake, host, prefect_port, mlflow_port)
+
+
+# -- questions --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) -> None:
+    """What is in the lake, and for every stage how its inputs came out."""
+    from egomill.schemas.tables import TABLES
+    from egomill.tasks import releases, runs
+    from egomill.tasks.lake import Lake as Tables
+
+    at = Tables(lake)
+    stages = runs.stage_table(at)
+    answer = {
+        "lake": lake,
+        "tables": {name: at.count(name) for name in TABLES},
+        "stages": stages,
+        "balanced": all(s["balanced"] for s in stages),
+        "runs": [{k: r[k] for k in ("run_id", "flow", "status", "started", "ended", "release_out")} for r in runs.history(at, 10)],
+        "releases": [{k: r[k] for k in ("name", "created", "clips")} for r in releases.every(at)],
+    }
+
+    def show() -> None:
+        out.print(f"[bold]{lake}[/]: " + ", ".join(f"{n} {name}" for name, n in answer["tables"].items() if n))
+        _table("stages", stages, ["stage", "inputs", "outputs", "rejected", "failed", "computed", "retired", "seconds"])
+        _table("newest runs", answer["runs"], ["run_id", "flow", "status", "started", "release_out"])
+        _table("releases", answer["releases"], ["name", "created", "clips"])
+
+    _answer(answer, json_, show)
+
+
+@app.command()
+def failures(lake: Lake = "lake", stage: str = "", reason: str = "", limit: int = 50, json_: Json = False) -> None:
+    """What was rejected and what failed, and why."""
+    from egomill.tasks.lake import Lake as Tables
+    from egomill.tasks.lake import one_of
+
+    where = " AND ".join(one_of(c, [v]) for c, v in (("stage", stage), ("reason", reason)) if v)
+    rows = Tables(lake).read("failures", where=where or None).to_pylist()[:limit]
+    short = [{**r, "detail": r["detail"].strip().splitlines()[-1][:100] if r["detail"].strip() else ""} for r in rows]
+    _answer(rows, json_, lambda: _table("failures", short, ["key", "stage", "status", "reason", "attempt", "detail"]))
+
+
+@app.command()
+def lineage(
+    what: Annotated[str, typer.Argument(help="An adapter (name@alias), a release's name, or a clip_id.")] = "",
+    lake: Lake = "lake",
+    adapter: Annotated[str, typer.Option(help="For a clip: which adapter's versions to look through.")] = "egox",
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """What was this model made of, and which models was this clip used for?"""
+    from egomill.tasks import lineage as ask
+    from egomill.tasks.lake import Lake as Tables
+
+    at = Tables(lake)
+    if "@" in what:
+        found = ask.of_adapter(at, _tracker(lake, tracking), what)
+    elif what and at.rows("clips", [what], ["clip_id"]):
+        found = ask.of_clip(at, _tracker(lake, tracking), adapter, what)
+    else:
+        found = ask.of_release(at, what)
+    _answer(found, json_, lambda: out.print_json(json.dumps(found, default=str)))
+
+
+@releases_app.command("list")
+def release_list(lake: Lake = "lake", json_: Json = False) -> None:
+    """All releases, newest first."""
+    from egomill.tasks import releases
+    from egomill.tasks.lake import Lake as Tables
+
+    rows = releases.every(Tables(lake))
+    _answer(rows, json_, lambda: _table("releases", rows, ["name", "created", "clips", "run_id"]))
+
+
+@releases_app.command("show")
+def release_show(name: Annotated[str, typer.Argument(help="Default: the newest.")] = "", lake: Lake = "lake", json_: Json = False) -> None:
+    """One release: table versions, checks, profile."""
+    from egomill.tasks import releases
+    from egomill.tasks.lake import Lake as Tables
+
+    row = releases.get(Tables(lake), name)
+    _answer(row, json_, lambda: out.print_json(json.dumps(row, default=str)))
+
+
+@releases_app.command("create")
+def release_create(name: str = "", lake: Lake = "lake", profile: Profile = "local", set_: Set = None, json_: Json = False) -> None:
+    """Publish the tables as they stand, after the checks."""
+    from egomill.flows.rebuild import publish
+
+    row, new = publish(lake, profile, set_ or [], name)
+    _answer(row, json_, lambda: out.print(f"{row['name']}{'' if new else ' (nothing changed since)'}"))
+
+
+# -- how they run and answer -----------------------------------------------------------------------------------------
+
+
+def _run(flow: Any, json_: bool, **parameters: Any) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    orchestrated = bool(PREFECT_API_URL.value())
+    result = flow(**parameters) if orchestrated else flow.fn(**parameters)
+    if json_:
+        _answer(result, True, lambda: None)
+
+
+def _tracker(lake: str, tracking: str) -> Any:
+    from egomill.tasks.tracking import Tracker
+
+    return Tracker(tracking) if tracking else Tracker.beside(lake)
+
+
+def _answer(value: Any, as_json: bool, show: Any) -> None:
+    if as_json:
+        print(json.dumps(value, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))
+    else:
+        show()
+
+
+def _table(title: str, rows: list[dict], columns: list[str]) -> None:
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*("" if row[c] is None else f"{row[c]:%F %T}" if isinstance(row[c], datetime) else _short(row[c]) for c in columns))
+    out.print(table)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Errors of the caller (ValueError) are one line and exit code 2; ours show their traceback and exit with 1."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from egomill.tasks.outcomes import StageFailed
+
+    try:
+        app()
+    except ValueError as error:
+        err.print(f"[red]error:[/] {error}", highlight=False)
+        raise SystemExit(2) from None
+    except StageFailed as error:
+        report = error.args[0]
+        err.print(f"[red]failed:[/] {report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`", highlight=False)
+        raise SystemExit(1) from None

@@ -1,0 +1,34 @@
+"""Takes to a release: everything that a model is trained on, made where it is missing or stale, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from egomill.flows.steps import console, do, make
+from egomill.schemas.config import Profile
+from egomill.tasks import captions, clips, depth, directions, ingest, latents, priors, releases, sources
+from egomill.tasks.lake import Lake
+from egomill.tasks.runs import recorded
+
+
+@flow(name="rebuild", log_prints=True, validate_parameters=False)
+def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: list[str] | None = None, release: str = "") -> dict:
+    """Bring the lake up to date with the takes under `sources_` and publish a release. Returns {release, new, run_id, computed}."""
+    settings_ = Profile.load(profile, settings or [])
+    at = Lake(lake)
+    with recorded(at, "rebuild", settings_) as run:
+        found = do("discover", sources.discover, [Path(s) for s in sources_])
+        make(run, ingest.stage(settings_), items=found)
+        make(run, clips.stage(settings_))
+        chosen = do("select", clips.selected, at, settings_.clips)
+        make(run, depth.stage(settings_), keys=chosen)
+        make(run, priors.stage(settings_), keys=chosen)
+        make(run, directions.stage(settings_), keys=chosen)
+        make(run, captions.stage(settings_), keys=chosen)
+        make(run, latents.stage(settings_), keys=chosen)
+        published, new = do("publish", releases.publish, at, run.id, settings_, release)
+        run.release_out = published["name"]
+        console.print(f"release {published['name']}{'' if new else ' (unchanged: up to date)'}: {published['clips']} clips", style="bold")
+        return {"release": published["name"], "new": new, "run_id": run.id, "computed": run.computed}

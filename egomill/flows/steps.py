@@ -1,0 +1,95 @@
+"""How a flow takes a step: as a Prefect task inside a flow run, as a plain call outside one. The same recipes serve both.
+
+Ray owns retries, so Prefect's are zero. Each stage leaves a table artifact and an asset event (`lance://<lake>/<table>`), on which other
+deployments may trigger; a warning line says what was rejected or failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from egomill.schemas.outcome import Report
+from egomill.tasks import stage as stages
+from egomill.tasks.runs import Run
+from egomill.tasks.stage import Stage, StageFailed
+
+console = Console(stderr=True)
+log = logging.getLogger("egomill")
+
+
+def orchestrated() -> bool:
+    """Whether Prefect is running this."""
+    return FlowRunContext.get() is not None
+
+
+def call(flow: Flow, **parameters: Any) -> Any:
+    """A flow as a step of another: a subflow run under Prefect, else the plain function."""
+    return flow(**parameters) if orchestrated() else flow.fn(**parameters)
+
+
+def do(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A plain function as a step: a Prefect task under Prefect (no retries, no caching: the tables remember), else a call."""
+    if not orchestrated():
+        return function(*args, **kwargs)
+    return task(lambda: function(*args, **kwargs), name=name, retries=0, persist_result=False)()
+
+
+def make(run: Run, stage: Stage, **inputs: Any) -> Report:
+    """Run a stage and keep its report, whether it succeeds or fails."""
+    with _bar(stage.id) as advance:
+        try:
+            report = do(stage.id, stages.run, stage, run.lake, run.id, run.profile.resources, progress=advance, **inputs)
+        except StageFailed as error:
+            _tell(run, run.add(error.args[0]))
+            raise
+    _tell(run, run.add(report))
+    return report
+
+
+def link(key: str, url: str, text: str) -> None:
+    """A link on the flow run's page (nothing outside Prefect)."""
+    if orchestrated():
+        create_link_artifact(key=key, link=url if "://" in url else Path(url).absolute().as_uri(), link_text=text)
+
+
+def _tell(run: Run, report: Report) -> None:
+    line = f"{report.stage}: {report.inputs} in = {report.outputs} made + {report.rejected} rejected + {report.failed} failed"
+    line += f" ({report.computed} now, {report.retired} retired, {report.seconds:.1f} s)"
+    console.print(line, style="yellow" if report.rejected or report.failed else "green", highlight=False)
+    if report.reasons:
+        console.print(f"  warning: {', '.join(f'{n} {reason}' for reason, n in report.reasons.most_common())}", style="yellow", highlight=False)
+    if not orchestrated():
+        return
+    table = [{k: v for k, v in report.to_dict().items() if k != "reasons"}]
+    key = f"stage-{report.stage}".lower()
+    create_table_artifact(table=table, key="".join(c if c.isalnum() else "-" for c in key), description=line)
+    if report.computed:
+        resource = {"prefect.resource.id": f"lance://{run.lake.path(report.stage.split('/')[0])}", "prefect.resource.name": report.stage}
+        emit_event("prefect.asset.materialization.succeeded", resource=resource, payload={"run_id": run.id, "rows": report.computed})
+
+
+class _bar:
+    """A progress bar on terminals; silent in logs and tests."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self.task = self.progress.add_task(name, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.progress.start()
+        return lambda done, total: self.progress.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
