@@ -290,7 +290,7 @@ def main() -> None:
     """Errors of the caller (ValueError) are one line and exit code 2; ours show their traceback and exit with 1."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from egomill.tasks.outcomes import StageFailed
+    from egomill.schemas.outcome import StageFailed
 
     try:
         app()

@@ -32,3 +32,12 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
         run.release_out = published["name"]
         console.print(f"release {published['name']}{'' if new else ' (unchanged: up to date)'}: {published['clips']} clips", style="bold")
         return {"release": published["name"], "new": new, "run_id": run.id, "computed": run.computed}
+
+
+def publish(lake: str, profile: str, settings: list[str], name: str) -> tuple[dict, bool]:
+    """Publish the tables as they stand, as a run of its own. Returns the release and whether it is new."""
+    settings_ = Profile.load(profile, settings)
+    with recorded(Lake(lake), "rebuild", settings_) as run:
+        published, new = releases.publish(run.lake, run.id, settings_, name)
+        run.release_out = published["name"]
+    return published, new

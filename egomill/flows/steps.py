@@ -19,10 +19,10 @@ from prefect.events import emit_event
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from egomill.schemas.outcome import Report
+from egomill.schemas.outcome import Report, StageFailed
 from egomill.tasks import stage as stages
 from egomill.tasks.runs import Run
-from egomill.tasks.stage import Stage, StageFailed
+from egomill.tasks.stage import Stage
 
 console = Console(stderr=True)
 log = logging.getLogger("egomill")

@@ -67,3 +67,7 @@ class Report:
 
     def to_dict(self) -> dict:
         return {**self.__dict__, "reasons": dict(self.reasons), "balanced": self.balanced}
+
+
+class StageFailed(RuntimeError):
+    """More rows failed through our own fault than the profile allows; args[0] is the report. All that succeeded is committed."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from egomill.schemas.config import Resources
 from egomill.schemas.fingerprint import code_of, digest
-from egomill.schemas.outcome import Rejected, Report
+from egomill.schemas.outcome import Rejected, Report, StageFailed
 from egomill.schemas.tables import KEYS, TABLES
 from egomill.tasks.lake import Lake, one_of
 
@@ -68,10 +68,6 @@ class Item:
     key: str
     digest: str
     row: dict
-
-
-class StageFailed(RuntimeError):
-    """More rows failed through our own fault than the profile allows. All that succeeded is committed."""
 
 
 def run(

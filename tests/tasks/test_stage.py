@@ -7,11 +7,10 @@ import functools
 import pytest
 
 from egomill.schemas.config import Resources
-from egomill.schemas.outcome import Rejected
+from egomill.schemas.outcome import Rejected, StageFailed
 from egomill.schemas.tables import TABLES
-from egomill.tasks import stage as stages
 from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Item, Stage, StageFailed, run
+from egomill.tasks.stage import Item, Stage, run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -119,4 +118,3 @@ def test_items_from_disk_are_never_retired(tmp_path):
 
 def test_the_worker_runs_without_ray():
     assert toy().worker()({"clips": {"take_name": "x"}}) == {"text": "hello x", "source": "toy"}
-    assert stages.Stage is Stage

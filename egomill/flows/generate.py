@@ -1,0 +1,50 @@
+"""Egocentric video for the held-out clips of a lake, and its scores."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from egomill.flows.steps import make
+from egomill.schemas.config import Profile
+from egomill.tasks import generate as generations
+from egomill.tasks import scores
+from egomill.tasks.clips import selected
+from egomill.tasks.lake import Lake
+from egomill.tasks.runs import Run, recorded
+from egomill.tasks.tracking import Tracker
+
+HELD_OUT = ("test", "unseen")
+REFERENCES = ("prior", "codec")  # not generated: the filled prior, and the truth through the codec
+
+
+@flow(name="generate", log_prints=True, validate_parameters=False)
+def generate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
+    """Generate with an adapter ("name@alias", "name@v3") or with the un-tuned "base" for every held-out clip."""
+    settings_ = Profile.load(profile, settings or [])
+    with recorded(Lake(lake), "generate", settings_) as run:
+        spec, folder = resolve(run, adapter, tracking)
+        report = make(run, generations.stage(settings_, spec, folder), keys=selected(run.lake, settings_.clips, HELD_OUT))
+        return {"adapter": spec, **report.to_dict()}
+
+
+@flow(name="evaluate", log_prints=True, validate_parameters=False)
+def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
+    """Score what an adapter, or "base", "prior", "codec", makes of every held-out clip. Returns the paired comparison."""
+    settings_ = Profile.load(profile, settings or [])
+    with recorded(Lake(lake), "generate", settings_) as run:
+        spec, _ = resolve(run, adapter, tracking)
+        score(run, spec)
+        return scores.compare(run.lake, [spec])
+
+
+def score(run: Run, spec: str) -> None:
+    """Scores of one adapter over the held-out clips."""
+    make(run, scores.stage(run.profile, spec), keys=selected(run.lake, run.profile.clips, HELD_OUT))
+
+
+def resolve(run: Run, adapter: str, tracking: str) -> tuple[str, str]:
+    """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"); the references have no files."""
+    if adapter in ("base", *REFERENCES):
+        return adapter, ""
+    found = (Tracker(tracking) if tracking else Tracker.beside(run.lake.uri)).resolve(adapter)
+    return found.spec, found.folder

@@ -1,0 +1,39 @@
+"""What runs every night: rebuild, retrain with comparison, report. Up to date when nothing changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from egomill.flows.rebuild import rebuild
+from egomill.flows.retrain import retrain
+from egomill.flows.steps import call, console, do, link
+from egomill.tasks import report as reports
+from egomill.tasks.lake import Lake
+from egomill.tasks.tracking import Tracker
+
+
+@flow(name="nightly", log_prints=True, validate_parameters=False)
+def nightly(
+    lake: str,
+    sources_: list[str],
+    profile: str = "local",
+    settings: list[str] | None = None,
+    tracking: str = "",
+    report: str = "",
+) -> dict:
+    """Takes to a release, to an adapter, to a page that shows both. Each half does nothing where nothing changed."""
+    built = call(rebuild, lake=lake, sources_=sources_, profile=profile, settings=settings)
+    trained = call(retrain, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking)
+    page = do("report", write_report, lake, trained["adapter"], tracking, report)
+    link("report", page, "report")
+    console.print(f"report: {page}", style="bold", highlight=False)
+    return {**built, **trained, "report": page}
+
+
+def write_report(lake: str, adapter: str, tracking: str, page: str) -> str:
+    """Write the report page of an adapter; returns its path."""
+    tracker = Tracker(tracking) if tracking else Tracker.beside(lake)
+    where = Path(page) if page else Path(lake if "://" not in lake else ".") / "report.html"
+    return str(reports.render(Lake(lake), tracker, adapter, where))

@@ -1,0 +1,50 @@
+"""A release to a scored adapter: train, generate and score beside the champion on the same held-out clips, promote if better."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from egomill.flows.generate import HELD_OUT, REFERENCES, score
+from egomill.flows.steps import console, do, link, make
+from egomill.schemas.config import Profile
+from egomill.tasks import generate as generations
+from egomill.tasks import releases, scores, train
+from egomill.tasks.clips import selected
+from egomill.tasks.lake import Lake
+from egomill.tasks.runs import recorded
+from egomill.tasks.tracking import CANDIDATE, CHAMPION, Tracker
+
+
+@flow(name="retrain", log_prints=True, validate_parameters=False)
+def retrain(lake: str, profile: str = "local", settings: list[str] | None = None, release: str = "", tracking: str = "") -> dict:
+    """Train on a release ("" is the newest). An adapter of the same release, settings and base is not trained again.
+
+    Returns {adapter, trained, promoted, why, comparison}.
+    """
+    settings_ = Profile.load(profile, settings or [])
+    tracker = Tracker(tracking) if tracking else Tracker.beside(lake)
+    with recorded(Lake(lake), "retrain", settings_) as run:
+        source = releases.get(run.lake, release)
+        run.release_in = source["name"]
+        candidate = train.existing(source, settings_, tracker)
+        trained = candidate is None
+        if candidate is None:
+            candidate = do("train", train.train, run.lake, source, settings_, tracker, run.id)
+            tracker.alias(candidate, CANDIDATE)
+        link("mlflow-run", tracker.uri, f"MLflow run {candidate.run_id}")
+
+        champion = tracker.champion(candidate.name)
+        folders = {"base": "", candidate.spec: candidate.folder, **({champion.spec: champion.folder} if champion else {})}
+        held_out = selected(run.lake, settings_.clips, HELD_OUT)
+        for spec, folder in folders.items():
+            make(run, generations.stage(settings_, spec, folder), keys=held_out)
+        for spec in (*folders, *REFERENCES):
+            score(run, spec)
+
+        comparison = scores.compare(run.lake, [*REFERENCES, *folders])
+        promoted, why = do("gate", train.gate, run.lake, candidate, champion)
+        if promoted and champion != candidate:
+            tracker.alias(candidate, CHAMPION)
+        tracker.tag_adapter(candidate, {"decision": why})
+        console.print(f"{candidate.spec} {'trained' if trained else 'is up to date'}; {why}", style="bold", highlight=False)
+        return {"adapter": candidate.spec, "trained": trained, "promoted": promoted, "why": why, "comparison": comparison}
