@@ -1,0 +1,110 @@
+"""Is this adapter better? Paired comparison of scores over takes, and the rule by which the champion's alias moves.
+
+Clips of one take show one room and one person, so they are no independent trials: differences are taken clip by clip, averaged within
+takes, and the standard error is over takes. Means of several adapters are over the clips that all of them have, or they would not compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.tracking import CHAMPION, Adapter, Tracker
+
+METRICS = ("psnr.all", "psnr.hole", "psnr.moved", "ssim.all", "haarpsi.all", "haarpsi.hole")  # never need weights
+REFERENCES = {"prior": "filled prior", "codec": "codec alone", "base": "base, not tuned"}  # what stands beside adapters in `scores`
+
+Values = dict[str, dict[str, dict[str, float]]]  # adapter -> metric -> clip -> value
+
+
+def compare(lake: Lake, adapters: Sequence[str], split: str | None = None, pairs: Iterable[tuple[str, str]] | None = None) -> dict:
+    """Means and paired differences of `adapters` (specs, "base", "prior", "codec") over the held-out clips of `split` (None: all).
+
+    Returns {adapters, n_clips, n_takes, means: {adapter: {metric: {mean, se, n}}}, pairs: [{a, b, metric, mean, se, n, better}],
+    not_computed: {metric: why}}; n counts takes, se is None for one take; `better` is the share of takes where a > b. `pairs` defaults to
+    the last adapter against each other one.
+    """
+    takes = _takes(lake, split)
+    rows = lake.read("scores", ["clip_id", "adapter", "metric", "value", "why"], one_of("adapter", adapters)).to_pylist()
+    rows = [row for row in rows if row["clip_id"] in takes]
+    values: Values = defaultdict(lambda: defaultdict(dict))
+    why: dict[str, str] = {}
+    for row in rows:
+        if row["value"] is None:
+            why.setdefault(row["metric"], row["why"])
+        else:
+            values[row["adapter"]][row["metric"]][row["clip_id"]] = row["value"]
+    present = [a for a in adapters if a in values]
+    metrics = list(dict.fromkeys([*METRICS, *sorted({m for a in present for m in values[a]})]))
+    means: dict[str, dict[str, dict]] = {a: {} for a in present}
+    clips: set[str] = set()
+    for metric in metrics:
+        having = [a for a in present if metric in values[a]]
+        common = set.intersection(*(set(values[a][metric]) for a in having)) if having else set()
+        clips |= common
+        for a in having:
+            if common:
+                means[a][metric] = _over_takes({c: values[a][metric][c] for c in common}, takes)
+    wanted = list(pairs) if pairs is not None else [(present[-1], b) for b in present[:-1]]
+    differences = []
+    for a, b in wanted:
+        for metric in metrics:
+            common = set(values[a][metric]) & set(values[b][metric])
+            if common:
+                over = _over_takes({c: values[a][metric][c] - values[b][metric][c] for c in common}, takes)
+                differences.append({"a": a, "b": b, "metric": metric, **over})
+    computed = {m for a in present for m in values[a]}
+    return {
+        "adapters": present,
+        "n_clips": len(clips),
+        "n_takes": len({takes[c] for c in clips}),
+        "means": means,
+        "pairs": differences,
+        "not_computed": {m: w for m, w in sorted(why.items()) if m not in computed},
+    }
+
+
+def promote(lake: Lake, tracker: Tracker, candidate: Adapter, metric: str = "psnr.all", errors: float = 1.0) -> dict:
+    """Move the champion's alias to `candidate` where it scores better on the same held-out clips by more than `errors` standard errors.
+
+    The first adapter has to beat the un-tuned base. Returns {promoted, against, why, mean, se, n}, and tags the candidate with it. A
+    champion stays champion where there is nothing to compare.
+    """
+    champion = tracker.champion(candidate.name)
+    against = champion.spec if champion else "base"
+    found = compare(lake, [against, candidate.spec], pairs=[(candidate.spec, against)])["pairs"]
+    pair = next((p for p in found if p["metric"] == metric), None)
+    if champion and champion.spec == candidate.spec:
+        decision = {"promoted": False, "why": "it is the champion"}
+    elif pair is None:
+        decision = {"promoted": champion is None, "why": f"no held-out clip has {metric} of both"}
+    else:
+        margin = errors * (pair["se"] or 0.0)
+        better = pair["mean"] > margin
+        error = "one take" if pair["se"] is None else f"± {pair['se']:.3f}, {pair['n']} takes"
+        decision = {"promoted": better, "why": f"{metric} {pair['mean']:+.3f} ({error}) against {against}"}
+        decision |= {k: pair[k] for k in ("mean", "se", "n")}
+    decision["against"] = against
+    if decision["promoted"]:
+        tracker.alias(candidate, CHAMPION)
+    tracker.tag_adapter(candidate, {"gate": ("promoted: " if decision["promoted"] else "kept back: ") + decision["why"]})
+    return decision
+
+
+def _takes(lake: Lake, split: str | None) -> dict[str, str]:
+    where = "split <> 'train'" if split is None else one_of("split", [split])
+    clips = lake.read("clips", ["clip_id", "take_uid"], where)
+    return dict(zip(clips["clip_id"].to_pylist(), clips["take_uid"].to_pylist(), strict=True))
+
+
+def _over_takes(values: dict[str, float], takes: dict[str, str]) -> dict:
+    """Mean over takes of the takes' means, its standard error, the number of takes, and the share of them above zero."""
+    by_take: dict[str, list[float]] = defaultdict(list)
+    for clip, value in sorted(values.items()):
+        by_take[takes[clip]].append(value)
+    means = [sum(v) / len(v) for v in by_take.values()]
+    n, mean = len(means), sum(means) / len(means)
+    se = math.sqrt(sum((m - mean) ** 2 for m in means) / (n - 1) / n) if n > 1 else None
+    return {"mean": mean, "se": se, "n": n, "better": sum(m > 0 for m in means) / n}

@@ -1,0 +1,60 @@
+"""Paired comparison over takes, and who becomes champion."""
+
+import math
+
+import numpy as np
+import pytest
+
+from egomill.schemas.tables import TABLES
+from egomill.schemas.tensors import TENSOR
+from egomill.tasks.gate import compare, promote
+from egomill.tasks.lake import Lake
+from egomill.tasks.tracking import Tracker
+
+NOISE = np.random.default_rng(0).normal(0, 2, 9)  # what a clip's content does to every adapter alike
+
+
+def score(clip, adapter, value, metric="psnr.all", why=""):
+    return {"clip_id": clip, "adapter": adapter, "metric": metric, "value": value, "why": why, "fingerprint": "f", "run_id": "r"}
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    names = [f.name for f in TABLES["clips"] if f.type not in (TENSOR,)]
+    clip = dict.fromkeys(names) | {"chosen": True}
+    clips = [{**clip, "clip_id": f"c{i}", "take_uid": f"t{i // 3}", "split": "test"} for i in range(9)]
+    lake.upsert("clips", [*clips, {**clip, "clip_id": "seen", "take_uid": "t9", "split": "train"}])
+    gains = {"base": 0.0, "egox@v1": 0.5, "egox@v2": 0.3, "egox@v3": 0.9}
+    rows = []
+    for i in range(9):
+        rows += [score(f"c{i}", a, 15 + NOISE[i] + g + 0.01 * (i % 3) + 0.1 * (i // 3) * (a != "base")) for a, g in gains.items()]
+    rows += [score("seen", "egox@v1", 99.0), score("c0", "base", None, "lpips", "not computed: no weights")]
+    lake.upsert("scores", rows)
+    return lake
+
+
+def test_paired_over_takes(lake):
+    found = compare(lake, ["base", "egox@v1"])
+    (pair,) = found["pairs"]
+    assert (found["n_clips"], found["n_takes"], pair["n"], pair["better"]) == (9, 3, 3, 1.0)
+    assert pair["mean"] == pytest.approx(0.6)
+    assert pair["se"] == pytest.approx(0.1 / math.sqrt(3))  # the clips' own scatter, 2 dB, cancels
+    assert found["means"]["base"]["psnr.all"]["se"] > 0.3
+    assert found["not_computed"] == {"lpips": "not computed: no weights"}
+
+
+def test_champion_moves_only_for_the_better(lake, tmp_path):
+    tracker = Tracker.beside(lake.uri)
+    made = []
+    for _ in range(3):
+        made.append(tracker.register("egox", tmp_path, tracker.start("t"), {"release": "r"}))
+    assert [a.spec for a in made] == ["egox@v1", "egox@v2", "egox@v3"]
+    first, worse, better = (promote(lake, tracker, adapter) for adapter in made)
+    assert (first["promoted"], first["against"]) == (True, "base")
+    assert (worse["promoted"], worse["against"]) == (False, "egox@v1")
+    assert (better["promoted"], better["against"]) == (True, "egox@v1")
+    champion = tracker.champion("egox")
+    assert champion is not None
+    assert champion.spec == "egox@v3"
+    assert champion.tags["gate"].startswith("promoted: psnr.all +0.400")
