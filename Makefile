@@ -1,0 +1,57 @@
+# Two commands set everything up: `make demo` and `make test`. Each installs what it needs into .venv and runs.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --no-warn-conflicts -c constraints.txt
+DEMO ?= demo
+
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.PHONY: help demo test test-all check fix install install-dev pretrain clean
+
+help:
+	@echo "make demo       simulated takes to a scored adapter and a report page, in minutes ($(DEMO)/report.html)"
+	@echo "make test       lint, types, all tests that take minutes"
+	@echo "make check      lint, types, tests that take seconds"
+	@echo "make test-all   everything, slow and GPU checks included"
+	@echo "make pretrain   train the embedded base model anew (an hour)"
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed
+	$(BIN)/egomill simulate $(DEMO)/takes --takes 24 --seed 7
+	$(BIN)/egomill nightly $(DEMO)/takes --lake $(DEMO)/lake --report $(DEMO)/report.html
+	$(BIN)/egomill status --lake $(DEMO)/lake
+	@echo "Open $(DEMO)/report.html"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/pytest -q tests/schemas tests/kernels tests/test_layering.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/pytest
+
+fix: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+pretrain: $(VENV)/.installed
+	$(BIN)/egomill pretrain egomill/assets/base
+
+clean:
+	rm -rf $(DEMO) .pytest_cache .ruff_cache
