@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from egomill.tasks.lake import Lake, one_of
-from egomill.tasks.tracking import CHAMPION, Adapter, Tracker
+from egomill.tasks.tracking import Adapter
 
 METRICS = ("psnr.all", "psnr.hole", "psnr.moved", "ssim.all", "haarpsi.all", "haarpsi.hole")  # never need weights
 REFERENCES = {"prior": "filled prior", "codec": "codec alone", "base": "base, not tuned"}  # what stands beside adapters in `scores`
@@ -66,31 +66,20 @@ def compare(lake: Lake, adapters: Sequence[str], split: str | None = None, pairs
     }
 
 
-def promote(lake: Lake, tracker: Tracker, candidate: Adapter, metric: str = "psnr.all", errors: float = 1.0) -> dict:
-    """Move the champion's alias to `candidate` where it scores better on the same held-out clips by more than `errors` standard errors.
-
-    The first adapter has to beat the un-tuned base. Returns {promoted, against, why, mean, se, n}, and tags the candidate with it. A
-    champion stays champion where there is nothing to compare.
+def decide(lake: Lake, candidate: Adapter, champion: Adapter | None, metric: str = "psnr.all", errors: float = 1.0) -> tuple[bool, str]:
+    """Whether `candidate` should become champion, and why: it has to score better on the same held-out clips by more than `errors` standard
+    errors. The first adapter has to beat the un-tuned base. Without anything to compare a champion stays champion.
     """
-    champion = tracker.champion(candidate.name)
     against = champion.spec if champion else "base"
-    found = compare(lake, [against, candidate.spec], pairs=[(candidate.spec, against)])["pairs"]
+    if against == candidate.spec:
+        return False, "it is the champion"
+    found = compare(lake, [against, candidate.spec])["pairs"]
     pair = next((p for p in found if p["metric"] == metric), None)
-    if champion and champion.spec == candidate.spec:
-        decision = {"promoted": False, "why": "it is the champion"}
-    elif pair is None:
-        decision = {"promoted": champion is None, "why": f"no held-out clip has {metric} of both"}
-    else:
-        margin = errors * (pair["se"] or 0.0)
-        better = pair["mean"] > margin
-        error = "one take" if pair["se"] is None else f"± {pair['se']:.3f}, {pair['n']} takes"
-        decision = {"promoted": better, "why": f"{metric} {pair['mean']:+.3f} ({error}) against {against}"}
-        decision |= {k: pair[k] for k in ("mean", "se", "n")}
-    decision["against"] = against
-    if decision["promoted"]:
-        tracker.alias(candidate, CHAMPION)
-    tracker.tag_adapter(candidate, {"gate": ("promoted: " if decision["promoted"] else "kept back: ") + decision["why"]})
-    return decision
+    if pair is None:
+        return champion is None, f"no held-out clip has {metric} of both it and {against}"
+    better = pair["mean"] > errors * (pair["se"] or 0.0)
+    error = "one take" if pair["se"] is None else f"± {pair['se']:.3f}, {pair['n']} takes"
+    return better, f"{metric} {pair['mean']:+.3f} ({error}) against {against}"
 
 
 def _takes(lake: Lake, split: str | None) -> dict[str, str]:

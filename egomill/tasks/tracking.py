@@ -219,7 +219,7 @@ class Tracker:
             self.client.set_model_version_tag(adapter.name, adapter.version, key, value)
 
     def resolve(self, spec: str) -> Adapter:
-        """"name@alias", "name@v3" or "name/3" → the adapter, its files on this machine. ValueError where there is none."""
+        """The adapter that "name@alias", "name@v3" or "name/3" means, its files on this machine. ValueError where there is none."""
         from mlflow.exceptions import MlflowException
 
         name, at, alias = spec.partition("@")

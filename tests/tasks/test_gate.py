@@ -7,9 +7,9 @@ import pytest
 
 from egomill.schemas.tables import TABLES
 from egomill.schemas.tensors import TENSOR
-from egomill.tasks.gate import compare, promote
+from egomill.tasks.gate import compare, decide
 from egomill.tasks.lake import Lake
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.tracking import Adapter
 
 NOISE = np.random.default_rng(0).normal(0, 2, 9)  # what a clip's content does to every adapter alike
 
@@ -44,17 +44,12 @@ def test_paired_over_takes(lake):
     assert found["not_computed"] == {"lpips": "not computed: no weights"}
 
 
-def test_champion_moves_only_for_the_better(lake, tmp_path):
-    tracker = Tracker.beside(lake.uri)
-    made = []
-    for _ in range(3):
-        made.append(tracker.register("egox", tmp_path, tracker.start("t"), {"release": "r"}))
-    assert [a.spec for a in made] == ["egox@v1", "egox@v2", "egox@v3"]
-    first, worse, better = (promote(lake, tracker, adapter) for adapter in made)
-    assert (first["promoted"], first["against"]) == (True, "base")
-    assert (worse["promoted"], worse["against"]) == (False, "egox@v1")
-    assert (better["promoted"], better["against"]) == (True, "egox@v1")
-    champion = tracker.champion("egox")
-    assert champion is not None
-    assert champion.spec == "egox@v3"
-    assert champion.tags["gate"].startswith("promoted: psnr.all +0.400")
+def test_only_the_better_becomes_champion(lake):
+    first, worse, better = (Adapter("egox", v, "run", "folder") for v in "123")
+    assert decide(lake, first, None) == (True, "psnr.all +0.600 (± 0.058, 3 takes) against base")
+    assert decide(lake, worse, first) == (False, "psnr.all -0.200 (± 0.000, 3 takes) against egox@v1")
+    assert decide(lake, better, first)[0]
+    assert decide(lake, first, first) == (False, "it is the champion")
+    nothing = Adapter("egox", "9", "run", "folder")
+    assert decide(lake, nothing, None)[0]
+    assert not decide(lake, nothing, first)[0]

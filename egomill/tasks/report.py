@@ -1,0 +1,193 @@
+"""One page a run that carries everything within itself: scores, pictures and videos of held-out clips, stages, rejections, lineage.
+
+It reads tables and the tracker, nothing else, so it can be written again at any time. Videos are re-encoded small for browsers; what is
+scored is what lies in the lake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from egomill.kernels.cameras import Camera
+from egomill.kernels.fill import push_pull
+from egomill.schemas.outcome import REASONS
+from egomill.schemas.tensors import unpack, unpack_depth
+from egomill.tasks import gate, lineage, runs, sheets, video, views
+from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.tracking import Tracker
+
+LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
+REGIONS = {"all": "", "hole": " in holes", "moved": " where it moved"}
+FAILURES = 200  # rows shown
+
+
+def render(lake: Lake, tracker: Tracker | None, adapter: str, out: Path | str, run_id: str = "", clips: int = 24) -> Path:
+    """Write the page to `out` and return it.
+
+    `adapter`: a spec ("egox@v3", "egox@candidate"; "" is whatever was generated last, or the base); `run_id`: the run the footer names
+    ("" is the newest); `clips`: at most so many held-out clips are shown. ValueError where the lake has no run.
+    """
+    history = runs.history(lake, limit=1000)
+    run = next((r for r in history if run_id in ("", r["run_id"])), None)
+    if run is None:
+        raise ValueError(f"no run {run_id!r} in {lake.uri}" if run_id else f"no run in {lake.uri} yet")
+    spec = _spec(lake, tracker, adapter)
+    shown = [name for name in ("prior", "codec", "base", spec) if name]
+    comparison = gate.compare(lake, list(dict.fromkeys(shown)), pairs=_pairs(spec))
+    held_out, hidden = _held_out(lake, shown, clips)
+    failures = sorted(lake.read("failures").to_pylist(), key=lambda f: (f["stage"], f["key"]))
+    metrics = [_metric(key) for key in _metric_keys(comparison)]
+    names = {**gate.REFERENCES, spec: spec if spec != "base" else gate.REFERENCES["base"]}
+    page = _template().render(
+        title=f"Egomill: {spec or 'data'} ({run['profile']['name']})",
+        summary=_summary(run, spec, held_out, hidden),
+        run=run,
+        comparison=comparison if comparison["n_clips"] else None,
+        names=names,
+        metrics=metrics,
+        best=_best(comparison),
+        pairs=_drawn(comparison, metrics),
+        split_note="",
+        clips=[_clip(lake, row, shown, names) for row in held_out],
+        hidden=hidden,
+        stages=runs.stage_table(lake),
+        failures=[{**f, "meaning": REASONS.get(f["reason"], ""), "summary": _last_line(f["detail"])} for f in failures[:FAILURES]],
+        more_failures=max(0, len(failures) - FAILURES),
+        lineage=_lineage(lake, tracker, spec),
+    )
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _template() -> Any:
+    environment = Environment(loader=PackageLoader("egomill.tasks"), autoescape=select_autoescape(["j2", "html"]), trim_blocks=True)
+    return environment.get_template("report.html.j2")
+
+
+def _spec(lake: Lake, tracker: Tracker | None, adapter: str) -> str:
+    if adapter and adapter != "base":
+        if tracker is None:
+            raise ValueError(f"to find adapter {adapter!r} a tracker is needed")
+        return tracker.resolve(adapter).spec
+    made = lake.read("generations", ["adapter"])["adapter"].to_pylist()
+    trained = sorted({a for a in made if a != "base"}, key=lambda a: int(a.rpartition("@v")[2]))
+    return "base" if adapter == "base" or (made and not trained) else trained[-1] if trained else ""
+
+
+def _pairs(spec: str) -> list[tuple[str, str]]:
+    return [] if not spec else [(spec, "prior")] if spec == "base" else [(spec, "base"), (spec, "prior"), ("base", "prior")]
+
+
+def _held_out(lake: Lake, shown: list[str], limit: int) -> tuple[list[dict], int]:
+    """Clips of the page, and how many are left out: held out, with a prior; those with generations first, and one of every take before a
+    second of any."""
+    generated = set(lake.read("generations", ["clip_id"], one_of("adapter", shown))["clip_id"].to_pylist())
+    with_prior = set(lake.read("priors", ["clip_id"])["clip_id"].to_pylist())
+    rows = lake.read("clips", where="chosen AND split <> 'train'").to_pylist()
+    seen: Counter = Counter()
+    ranked = []
+    for row in sorted((r for r in rows if r["clip_id"] in with_prior), key=lambda r: (r["split"], r["clip_id"])):
+        ranked.append((row["clip_id"] not in generated, seen[row["take_uid"]], len(ranked), row))
+        seen[row["take_uid"]] += 1
+    ranked.sort(key=lambda r: r[:3])
+    return [row for *_, row in ranked[:limit]], max(0, len(ranked) - limit)
+
+
+def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> dict:
+    key, fps = clip["clip_id"], clip["fps"]
+    exo, truth = views.read_exo(clip), views.read_ego(clip)
+    prior = lake.rows("priors", [key], ["video", "valid"])[0]
+    holes, valid = video.decode(prior["video"]), unpack(prior["valid"])
+    made = {r["adapter"]: r for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"]) if r["adapter"] in shown}
+    depth = lake.rows("depth", [key], ["depth"])
+    disc = Camera.from_dict(json.loads(clip["ego_camera"])).rays()[1].numpy()
+    filled = push_pull(torch.from_numpy(holes), torch.from_numpy(valid)).numpy()
+    videos = [("exo", exo, True), ("prior", sheets.show_holes(holes, valid | ~disc), False), ("prior, filled", filled, False)]
+    videos += [(names[a], video.decode(made[a]["video"]), False) for a in shown if a in made]
+    videos.append(("truth", truth, False))
+    pictures = []
+    if depth:
+        pictures.append(("depth, middle frame", sheets.depth_picture(unpack_depth(depth[0]["depth"])[clip["frames"] // 2]), True))
+    pictures.append((f"prior's coverage, {valid[:, disc].mean():.0%} of the disc", sheets.coverage_picture(valid, disc), False))
+    rows = [r for r in lake.rows("scores", [key], ["clip_id", "adapter", "metric", "value"]) if r["adapter"] in shown]
+    scores = {a: {r["metric"]: r["value"] for r in rows if r["adapter"] == a} for a in shown}
+    text = lake.rows("captions", [key], ["text"])
+    return {
+        "id": key,
+        "take": clip["take_name"],
+        "split": {"test": "held-out window", "unseen": "unseen take"}.get(clip["split"], clip["split"]),
+        "camera": clip["exo_cam"],
+        "start": clip["start"],
+        "text": text[0]["text"] if text else "",
+        "videos": [{"name": n, "wide": w, "src": sheets.data_uri(video.for_browser(f, fps), "video/mp4")} for n, f, w in videos],
+        "pictures": [{"name": n, "wide": w, "src": sheets.data_uri(sheets.png(p), "image/png")} for n, p, w in pictures],
+        "scores": {a: v for a, v in scores.items() if v},
+    }
+
+
+def _metric_keys(comparison: dict) -> list[str]:
+    found = {m for values in comparison["means"].values() for m in values}
+    return [m for m in gate.METRICS if m in found] + sorted(found - set(gate.METRICS))
+
+
+def _metric(key: str) -> dict:
+    kind, _, region = key.partition(".")
+    return {"key": key, "label": LABELS.get(kind, kind) + REGIONS.get(region, f" {region}"), "digits": 2 if kind in ("psnr", "fvd") else 3}
+
+
+def _best(comparison: dict) -> dict[str, str]:
+    """Who stands out by metric: the best mean, the codec's ceiling left out (it has seen the truth)."""
+    best = {}
+    for metric in _metric_keys(comparison):
+        means = {a: v[metric]["mean"] for a, v in comparison["means"].items() if metric in v and a != "codec"}
+        lower = metric.split(".")[0] in ("lpips", "fvd")
+        best[metric] = (min if lower else max)(means, key=lambda a: means[a]) if means else ""
+    return best
+
+
+def _drawn(comparison: dict, metrics: list[dict]) -> list[dict]:
+    """Paired differences with the positions of their bars; each kind of metric has one scale."""
+    by_key = {m["key"]: m for m in metrics}
+    pairs = [p for p in comparison["pairs"] if p["metric"] in by_key]
+    reach: dict[str, float] = {}
+    for p in pairs:
+        kind = p["metric"].split(".")[0]
+        reach[kind] = max(reach.get(kind, 1e-9), abs(p["mean"]) + 2 * (p["se"] or 0))
+    drawn = []
+    for p in pairs:
+        scale, error = 112 / reach[p["metric"].split(".")[0]], 2 * (p["se"] or 0)
+        place = {"x": 120 + scale * p["mean"], "low": 120 + scale * (p["mean"] - error), "high": 120 + scale * (p["mean"] + error)}
+        clear = p["se"] is not None and abs(p["mean"]) > error
+        drawn.append({**p, **by_key[p["metric"]], **place, "clear": clear})
+    return drawn
+
+
+def _lineage(lake: Lake, tracker: Tracker | None, spec: str) -> dict:
+    try:
+        trained = tracker is not None and "@v" in spec
+        found = lineage.of_adapter(lake, tracker, spec) if trained and tracker else lineage.of_release(lake)
+    except ValueError:  # no release yet
+        return {}
+    files = sum(len(t["files"]) for t in found["takes"])
+    return {**found, "splits": Counter(c["split"] for c in found["clips"]), "files": files}
+
+
+def _summary(run: dict, spec: str, held_out: list[dict], hidden: int) -> str:
+    clips = run["profile"]["clips"]
+    exo, ego = "×".join(map(str, clips["exo_size"])), clips["ego_size"]
+    what = f"{len(held_out) + hidden} held-out clips of {clips['frames']} frames at {clips['fps']:g} fps, exo {exo}, ego {ego}×{ego}"
+    by = f", by adapter {spec}" if "@" in spec else ""
+    return f"Egocentric video from one exocentric camera{by}: {what}. Run {run['run_id']}, {run['started']:%d %B %Y, %H:%M} UTC."
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:160] if lines else ""
