@@ -1,0 +1,91 @@
+"""What a training step sees: which clips, in which order, with which noise. A pure function of seed and step.
+
+Neither the number of workers nor a restart changes it: a step's global batch is cut out of an endless stream of shuffled epochs, every
+worker takes its slice of it, and every sample's noise comes from a generator of its own. So two workers see what one would have seen,
+and a training resumed at step 400 goes on as if nothing had happened; no state of a loader has to be saved.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egomill.schemas.tensors import unpack
+from egomill.tasks.lake import Lake
+
+LATENTS = ("exo", "prior", "ego", "cover", "text", "image")
+DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
+
+
+def batch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """The samples (of `count`) of global batch `step`, counted from 0. Every sample comes once an epoch; batches straddle epochs."""
+    if count < 1:
+        raise ValueError("nothing to train on")
+    indices = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, count)
+        indices.append(int(_permutation(count, seed, epoch)[place]))
+    return indices
+
+
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def noise_generator(seed: int, step: int, place: int) -> torch.Generator:
+    """For the sample at `place` of the global batch of `step` (on CPU: the same numbers whatever the device)."""
+    words = np.random.SeedSequence([seed, step, place]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+@dataclass
+class Samples:
+    """Clips of a release by number, read at the release's versions when asked for; the last `kept` stay in memory."""
+
+    lake: Lake
+    versions: dict[str, int]
+    model: str  # which base's latents
+    clips: Sequence[str]
+    kept: int = 512
+    _cache: OrderedDict[str, dict[str, Tensor]] = field(default_factory=OrderedDict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def get(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Each sample's columns of latents and directions as tensors on the CPU; `image` is left out where the base takes none."""
+        wanted = [self.clips[i] for i in indices]
+        missing = sorted(set(wanted) - set(self._cache))
+        if missing:
+            rows: dict[str, dict] = {clip: {} for clip in missing}
+            at, where = self.versions, f"model = '{self.model}'"
+            for row in self.lake.rows("latents", missing, ("clip_id", *LATENTS), at["latents"], where):
+                rows[row["clip_id"]] |= row
+            for row in self.lake.rows("directions", missing, ("clip_id", *DIRECTIONS), at["directions"]):
+                rows[row["clip_id"]] |= row
+            for clip, row in rows.items():
+                tensors = {c: torch.from_numpy(unpack(row[c])) for c in (*LATENTS, *DIRECTIONS) if row.get(c)}
+                self._cache[clip] = tensors
+        found = [self._cache[clip] for clip in wanted]
+        while len(self._cache) > max(self.kept, len(wanted)):
+            self._cache.popitem(last=False)
+        return found
+
+
+def clips_of(lake: Lake, versions: dict[str, int], model: str, splits: Sequence[str]) -> list[str]:
+    """The clips of these splits that a release holds latents and directions of, sorted."""
+    quoted = ", ".join(f"'{s}'" for s in splits)
+    chosen = lake.read("clips", ["clip_id"], f"chosen AND split IN ({quoted})", versions["clips"])
+    encoded = lake.read("latents", ["clip_id"], f"model = '{model}'", versions["latents"])
+    directed = lake.read("directions", ["clip_id"], None, versions["directions"])
+    return sorted(set.intersection(*(set(t["clip_id"].to_pylist()) for t in (chosen, encoded, directed))))
+
+
+def stack(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of samples [B, ...]."""
+    return {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
