@@ -1,0 +1,152 @@
+"""EgoX on the stock Wan transformer: the 36-channel exo|ego input, the loss, the sampler and the adapter. No I/O.
+
+The latent picture is [exo | ego], side by side in width (exo left, as the published adapter and the position embedding expect). Channels:
+
+    0:16   exo: clean, at every step          ego: noise (1−σ) x + σ ε
+    16:20  mask, one for each of the four frames of a cell
+    20:36  exo: the clean latent again        ego: the prior's latent
+
+Only ego columns are noised, learned and changed (EgoX 3.2). `model_input` is the one place that builds this; loss and sampler both call it.
+Latents are [B, 16, f, h, w], normalised, float32. Guided attention is set outside, on the shared state (models/attention.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is given for a batch: exo latents, the prior's latents, `cover` [B, 4, f, h, w_ego] (share of each cell that the prior covers),
+    text embeddings [B, tokens, c] and, for bases with an image branch, image embeddings [B, 257, c] (never of the true ego view)."""
+
+    exo: Tensor
+    prior: Tensor
+    cover: Tensor
+    text: Tensor
+    image: Tensor | None = None
+    mask: str = "coverage"
+
+    def __post_init__(self) -> None:
+        (b, _, f, h, _), (bp, _, fp, hp, wp) = self.exo.shape, self.prior.shape
+        if (b, f, h) != (bp, fp, hp) or self.cover.shape != (b, 4, f, h, wp) or len(self.text) != b:
+            raise ValueError(
+                f"exo {tuple(self.exo.shape)}, prior {tuple(self.prior.shape)}, cover {tuple(self.cover.shape)}, text {tuple(self.text.shape)}"
+            )
+
+
+def cover_cells(valid: Tensor) -> Tensor:
+    """Share of every 8×8 cell that a prior covers: validity [B, F, H, W] -> [B, 4, f, h, w]; frame 0 stands for all four of its cell."""
+    share = torch.nn.functional.avg_pool2d(valid.float(), 8)
+    share = torch.cat([share[:, :1].expand(-1, 3, -1, -1), share], dim=1)
+    return share.unflatten(1, (-1, 4)).transpose(1, 2)
+
+
+def masks(given: Condition) -> Tensor:
+    """Channels 16:20 for both views [B, 4, f, h, w_exo + w_ego].
+
+    "paper": exo 1, ego 0 (eq. 3); "egox-released": 1 in latent frame 0 of exo alone; "coverage": exo 1, ego the share the prior covers.
+    """
+    exo = given.exo.new_ones(given.exo.shape[0], 4, *given.exo.shape[2:])
+    ego = given.cover.to(exo) if given.mask == "coverage" else torch.zeros_like(given.cover, dtype=exo.dtype)
+    if given.mask == "egox-released":
+        exo[:, :, 1:] = 0
+    elif given.mask not in ("paper", "coverage"):
+        raise ValueError(f"mask {given.mask!r}: paper, egox-released or coverage")
+    return torch.cat([exo, ego], dim=-1)
+
+
+def model_input(given: Condition, ego: Tensor) -> Tensor:
+    """The transformer's 36-channel input [B, 36, f, h, w_exo + w_ego] for ego latents at whatever noise."""
+    latent = torch.cat([given.exo, ego.to(given.exo)], dim=-1)
+    condition = torch.cat([given.exo, given.prior], dim=-1)
+    return torch.cat([latent, masks(given), condition], dim=1)
+
+
+def velocity(transformer: Any, given: Condition, ego: Tensor, sigma: Tensor) -> Tensor:
+    """The predicted velocity ε − x of the ego columns [B, 16, f, h, w_ego] at noise levels sigma [B], float32."""
+    dtype = transformer.dtype
+    out = transformer(
+        model_input(given, ego).to(dtype),
+        (sigma * TIMESTEPS).to(ego.device),
+        given.text.to(dtype),
+        None if given.image is None else given.image.to(dtype),
+        return_dict=False,
+    )[0]
+    return out[..., given.exo.shape[-1] :].float()
+
+
+def shifted(uniform: Tensor, shift: float) -> Tensor:
+    """Noise levels from uniform numbers: σ = s u / (1 + (s − 1) u). Shift 1 leaves them, larger ones favour much noise."""
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def training_loss(
+    transformer: Any, given: Condition, ego: Tensor, generators: Sequence[torch.Generator], shift: float = 1.0, pure: float = 0.0
+) -> Tensor:
+    """Flow matching on the ego columns: mean |v − (ε − x)|² over each sample [B], float32.
+
+    Each sample draws its noise level and noise from its own generator (CPU), so that order, batch and workers do not matter.
+    pure: share of samples drawn at σ = 1, where a one-step sampler starts.
+    """
+    if len(generators) != len(ego):
+        raise ValueError(f"{len(ego)} samples, {len(generators)} generators")
+    ego = ego.float()
+    draws = torch.stack([torch.rand(2, generator=g) for g in generators]).to(ego.device)
+    sigma = torch.where(draws[:, 1] < pure, torch.ones_like(draws[:, 0]), shifted(draws[:, 0], shift))
+    noise = torch.stack([torch.randn(ego.shape[1:], generator=g) for g in generators]).to(ego.device)
+    level = sigma.view(-1, 1, 1, 1, 1)
+    predicted = velocity(transformer, given, (1 - level) * ego + level * noise, sigma)
+    return (predicted - (noise - ego)).square().flatten(1).mean(dim=1)
+
+
+@torch.no_grad()
+def sample(
+    transformer: Any,
+    scheduler: Any,
+    given: Condition,
+    generators: Sequence[torch.Generator],
+    steps: int,
+    guidance: float = 1.0,
+    negative: Tensor | None = None,
+) -> Tensor:
+    """Ego latents [B, 16, f, h, w_ego] from noise, by a diffusers flow-matching scheduler (Euler or UniPC; its shift is its own setting).
+
+    One generator a clip, on CPU: a clip's result depends on its seed alone. Exo columns never enter the scheduler, which is what a
+    velocity of zero there amounts to. guidance > 1 asks for `negative` text embeddings [B or 1, tokens, c].
+    """
+    if guidance > 1 and negative is None:
+        raise ValueError("guidance needs negative text embeddings")
+    if len(generators) != len(given.prior):
+        raise ValueError(f"{len(given.prior)} clips, {len(generators)} generators")
+    scheduler.set_timesteps(steps, device=given.exo.device)
+    x = torch.stack([torch.randn(given.prior.shape[1:], generator=g) for g in generators]).to(given.exo.device)
+    for timestep in scheduler.timesteps:
+        sigma = (timestep.float() / TIMESTEPS).expand(len(x))
+        v = velocity(transformer, given, x, sigma)
+        if guidance > 1 and negative is not None:
+            other = velocity(transformer, replace(given, text=negative.expand_as(given.text)), x, sigma)
+            v = other + guidance * (v - other)
+        x = scheduler.step(v, timestep, x, return_dict=False)[0]
+    return x.float()
+
+
+def make_scheduler(kind: str, shift: float) -> Any:
+    """"euler" or "unipc", with the shift stated: loading one scheduler from another's config drops it silently."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    if kind == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=shift)
+    if kind == "unipc":
+        return UniPCMultistepScheduler(
+            num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero"
+        )
+    raise ValueError(f"scheduler {kind!r}: euler or unipc")
