@@ -84,7 +84,10 @@ def _within_quantiles(values: Tensor, usable: Tensor) -> Tensor:
 
 
 def _normal(v: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal equations of the weighted fit a v + b = y per row: matrices [F, 2, 2] and right sides [F, 2], as means over all pixels of a row."""
+    """Normal equations of the weighted fit a v + b = y per row.
+
+    Matrices [F, 2, 2] and right sides [F, 2], as means over all pixels of a row.
+    """
     vv, v1, one = ((weight * x).mean(-1) for x in (v * v, v, torch.ones_like(v)))
     matrix = torch.stack([torch.stack([vv, v1], -1), torch.stack([v1, one], -1)], -2)
     return matrix, torch.stack([(weight * v * y).mean(-1), (weight * y).mean(-1)], -1)
@@ -97,7 +100,10 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 def _running(v: Tensor, y: Tensor, fitted: Tensor, momentum: float) -> Tensor:
-    """Least squares per frame, then A_f = m A_{f-1} + (1 - m) a_f. A frame with nothing to fit repeats its predecessor; leading ones take the first fit."""
+    """Least squares per frame, then A_f = m A_{f-1} + (1 - m) a_f.
+
+    A frame with nothing to fit repeats its predecessor; leading ones take the first fit.
+    """
     own = _solve(*_normal(v, y, fitted.double()))
     known = (fitted.sum(1) >= 2).tolist()
     state = own[known.index(True)]

@@ -1,0 +1,126 @@
+"""How good is a clip, before any network runs: sharpness, motion, exposure, disturbed openings, and how much the views see of each other.
+
+All are plain numbers on uint8 videos [F, H, W, 3] or on cameras; curation compares them with the recipe's bounds and keeps them as
+columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from egomill.kernels.cameras import Camera
+from egomill.kernels.poses import inverse, transform
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+def grey(video: Tensor, height: int | None = None) -> Tensor:
+    """Luma [F, h, w] in 0..1, area-reduced to about `height` rows where that is less."""
+    luma = (video.float() * torch.tensor(LUMA, device=video.device)).sum(-1) / 255
+    if height is None or height >= luma.shape[1]:
+        return luma
+    size = (height, max(1, round(luma.shape[2] * height / luma.shape[1])))
+    return functional.interpolate(luma[:, None], size=size, mode="area")[:, 0]
+
+
+def sharpness(video: Tensor, height: int = 224) -> Tensor:
+    """Per frame [F]: variance of the Laplacian over the variance of the picture, at a common height of 224 rows. 0 for a flat picture;
+    below about 0.01: blurred.
+
+    Dividing by the contrast and fixing the size makes figures of dark and bright, large and small videos comparable.
+    """
+    picture = grey(video, height)[:, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device)[None, None]
+    edges = functional.conv2d(picture, kernel).flatten(1).var(dim=1)
+    contrast = picture.flatten(1).var(dim=1)
+    return torch.where(contrast > 1e-6, edges / contrast.clamp_min(1e-6), 0)
+
+
+def motion(video: Tensor, height: int = 112) -> Tensor:
+    """Per step [F-1]: mean absolute change of grey (0..1) between neighbouring frames, at 112 rows, so that noise averages out. A still
+    picture: below 0.003."""
+    return grey(video, height).diff(dim=0).abs().mean(dim=(1, 2))
+
+
+def exposure(video: Tensor, region: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Per frame [F]: share of dark (luma < 16) and of blown (luma > 240) pixels, within `region` [H, W] (a fisheye's black corners are
+    not underexposed)."""
+    luma = grey(video) * 255
+    inside = torch.ones(luma.shape[1:], dtype=torch.bool, device=luma.device) if region is None else region
+    chosen = luma[:, inside]
+    return (chosen < 16).float().mean(dim=1), (chosen > 240).float().mean(dim=1)
+
+
+def opening_disturbance(video: Tensor, threshold: float = 0.15, within: float = 0.5) -> int:
+    """How many frames at the start to skip because something is held before a fixed camera (the take-separator phone), a flash, or
+    another scene.
+
+    A frame is disturbed where it differs from the clip's median picture in more than `threshold` of its area (by over 12 % grey,
+    brightness evened out). The answer is one past the last disturbed frame of the run that begins in the first `within` of the clip's
+    frames; 0 where there is none.
+    """
+    picture = grey(video, 56)
+    level = picture.flatten(1).median(dim=1).values[:, None, None]
+    change = (picture - level) - (picture - level).median(dim=0).values
+    disturbed = (change.abs() > 0.12).float().mean(dim=(1, 2)) > threshold
+    ordinary = (~disturbed[: math.ceil(within * len(video))]).nonzero().flatten()
+    return int(ordinary[0]) if len(ordinary) else len(video)
+
+
+def overlap(
+    exo_camera: Camera,
+    T_world_exo: Tensor,
+    ego_camera: Camera,
+    T_world_ego: Tensor,
+    near: float = 0.4,
+    far: float = 4.0,
+    rays: int = 24,
+    steps: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """How much two views can see of each other's space, from geometry alone: (ego_in_exo [F], facing [F]).
+
+    ego_in_exo: share of sample points of the ego frustum (about rays x rays directions of the lens' disc, distances `near`..`far`
+    metres spaced evenly in log) that fall into the exo picture. facing: the mean cosine between the two views' directions to those seen
+    points, where 1 is the same side of things and -1 the opposite one. Poses: exo [4, 4], ego [F, 4, 4]. What stands in between is not
+    known here; it is an upper bound on the prior's coverage.
+    """
+    small = ego_camera.rescale(rays, rays)
+    directions, inside = small.rays(dtype=T_world_ego.dtype, device=T_world_ego.device)
+    distance = torch.logspace(math.log10(near), math.log10(far), steps).to(T_world_ego)
+    samples = (directions[inside][:, None] * distance[:, None]).reshape(-1, 3)
+    world = transform(T_world_ego, samples)
+    _, seen = exo_camera.project(transform(inverse(T_world_exo.to(world)), world))
+    from_ego = functional.normalize(world - T_world_ego[:, None, :3, 3], dim=-1)
+    from_exo = functional.normalize(world - T_world_exo[:3, 3].to(world), dim=-1)
+    cosine = torch.where(seen, (from_ego * from_exo).sum(-1), 0)
+    return seen.to(world.dtype).mean(dim=1), cosine.sum(dim=1) / seen.sum(dim=1).clamp_min(1)
+
+
+def workspace_share(exo_camera: Camera, T_world_exo: Tensor, T_world_ego: Tensor, radius: float = 1.0) -> Tensor:
+    """Share [F] of the exo picture's area that the wearer's workspace takes: the picture of a ball of `radius` metres, half a metre
+    before the head.
+
+    Tells a camera that looks at the wearer from three metres from one that looks from fifteen, which `overlap` does not.
+    """
+    forward = T_world_ego[:, :3, 3] + 0.5 * T_world_ego[:, :3, 2]
+    local = transform(inverse(T_world_exo.to(forward)), forward)
+    pixels, seen = exo_camera.project(local)
+    distance = local.norm(dim=-1)
+    side = functional.normalize(torch.linalg.cross(local, torch.tensor([0.0, 1, 0]).to(local).expand_as(local)), dim=-1)
+    rim, _ = exo_camera.project(local + side * torch.minimum(torch.full_like(distance, radius), distance / 2)[:, None])
+    area = math.pi * (rim - pixels).square().sum(-1) / (exo_camera.width * exo_camera.height)
+    return torch.where(seen, area.clamp_max(1), 0)
+
+
+def masked_psnr(picture: Tensor, truth: Tensor, region: Tensor | None = None) -> Tensor:
+    """PSNR in dB per frame [F] of uint8 videos [F, H, W, 3], over `region` [F, H, W] or [H, W]; NaN where the region is empty, 100
+    where nothing differs."""
+    error = ((picture.float() - truth.float()) / 255).square().mean(dim=-1)
+    inside = torch.ones_like(error, dtype=torch.bool) if region is None else region.expand_as(error)
+    count = inside.flatten(1).sum(dim=1)
+    mean = torch.where(inside, error, 0).flatten(1).sum(dim=1) / count
+    return -10 * torch.log10(mean.clamp_min(1e-10))
