@@ -1,0 +1,101 @@
+"""A lake of tiny real clips: a textured wall, a ball that moves before it, a fixed exo camera and a head that turns."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from egomill.kernels import directions as rays
+from egomill.kernels.cameras import Camera, aria_rgb
+from egomill.kernels.poses import transform
+from egomill.kernels.prior import render_prior
+from egomill.schemas.tensors import pack, pack_depth
+from egomill.tasks import video
+from egomill.tasks.lake import Lake
+
+FRAMES, FPS = 5, 10.0
+EXO = Camera("pinhole", (40.0, 40.0, 31.5, 23.5), 64, 48)
+EGO = aria_rgb(64)  # decord reads no narrower video
+
+
+def look(camera: Camera, T_world_cam: torch.Tensor, ball: torch.Tensor, phase: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Picture uint8 [H, W, 3], depth along the ray [H, W] and static mask of the wall z = 2 m with a ball of 25 cm before it."""
+    local, inside = camera.rays()
+    origin, direction = T_world_cam[:3, 3], transform(T_world_cam, local) - T_world_cam[:3, 3]
+    wall = (2 - origin[2]) / direction[..., 2].clamp_min(0.05)
+    offset = origin - ball
+    b = (direction * offset).sum(-1)
+    root = b * b - offset.dot(offset) + 0.25**2
+    hit = root > 0
+    depth = torch.where(hit, -b - root.clamp_min(0).sqrt(), wall)
+    point = origin + direction * depth[..., None]
+    x, y = point[..., 0], point[..., 1]
+    waves = torch.stack([torch.sin(5 * x + phase), torch.sin(4 * y), torch.sin(3 * (x + y))], -1)
+    colour = torch.where(hit[..., None], torch.tensor([220.0, 60.0, 40.0]), 128 + 90 * waves)
+    picture = torch.where(inside[..., None], colour, 0).clamp(0, 255).to(torch.uint8)
+    return picture.numpy(), torch.where(inside, depth, 0).numpy(), (~hit | ~inside).numpy()
+
+
+def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list[str]:
+    """Fill takes, clips, depth, priors, directions and captions; the last `held_out` clips are in split "unseen". Returns the clip ids."""
+    tables: dict[str, list[dict]] = {t: [] for t in ("takes", "clips", "depth", "priors", "directions", "captions")}
+    root = f"{lake.uri}/source"
+    ids = []
+    Path(root).mkdir(parents=True, exist_ok=True)
+    for i in range(clips):
+        made = {"fingerprint": f"f{i}", "run_id": "run"}
+        key, take = f"take{i % takes}.cam01.{i}", f"take{i % takes}"
+        ids.append(key)
+        T_exo = torch.eye(4)
+        T_ego = torch.eye(4).repeat(FRAMES, 1, 1)
+        exo, ego, depth, static = [], [], [], []
+        for f in range(FRAMES):
+            turn = 0.1 * math.sin(f + i)
+            T_ego[f, 0, 0] = T_ego[f, 2, 2] = math.cos(turn)
+            T_ego[f, 0, 2], T_ego[f, 2, 0] = math.sin(turn), -math.sin(turn)
+            T_ego[f, :3, 3] = torch.tensor([0.3, 0.1, 0.5])
+            ball = torch.tensor([0.2 + 0.08 * f, 0.05 * i, 1.5])
+            picture, metres, still = look(EXO, T_exo, ball, i)
+            exo.append(picture), depth.append(metres), static.append(still)
+            ego.append(look(EGO, T_ego[f], ball, i)[0])
+        exo, ego, depth, static = (np.stack(x) for x in (exo, ego, depth, static))
+        for name, frames in (("exo", exo), ("ego", ego)):
+            Path(f"{root}/{i}-{name}.mp4").write_bytes(video.encode(frames, FPS))
+        arrays = [torch.from_numpy(a) for a in (exo, depth, static)]
+        prior, valid = render_prior(*arrays, EXO, T_exo, EGO, T_ego)
+        centres = rays.latent_centres(T_ego)
+        points, points_valid = rays.exo_points(arrays[1], EXO, T_exo, centres)
+        looks, looks_valid = rays.ego_rays(EGO, T_ego)
+        tables["clips"].append(
+            made
+            | {"clip_id": key, "take_uid": take, "take_name": take, "split": "unseen" if i >= clips - held_out else "train", "chosen": True}
+            | {"why": "chosen", "exo_cam": "cam01", "start": 0, "stride": 1, "frames": FRAMES, "fps": FPS, "root": root}
+            | {"exo_video": f"{i}-exo.mp4", "ego_video": f"{i}-ego.mp4", "exo_camera": json.dumps(EXO.to_dict())}
+            | {"exo_crop": [0, 0, EXO.width, EXO.height], "ego_camera": json.dumps(EGO.to_dict())}
+            | {"T_world_exo": pack(T_exo.double().numpy()), "T_world_ego": pack(T_ego.double().numpy()), "depth_path": "", "depth_kind": ""}
+            | {"depth_files": "", "overlap": 0.5, "motion": 0.1, "blur": 0.1, "exposure": 0.1, "pose_coverage": 1.0}
+        )
+        ones = np.ones(FRAMES, np.float32)
+        fit = {"alpha": pack(ones), "beta": pack(0 * ones), "inliers": pack(ones), "estimator": "exact", "known": 1.0}
+        tables["depth"].append({**made, "clip_id": key, "depth": pack_depth(depth), "static": pack(static), **fit})
+        covered = float(valid.float().mean())
+        stored = video.encode(prior.numpy(), FPS, lossless=True)
+        tables["priors"].append({**made, "clip_id": key, "video": stored, "valid": pack(valid.numpy()), "coverage": covered})
+        tables["directions"].append(
+            {**made, "clip_id": key, "exo_points": pack(points.numpy()), "exo_valid": pack(points_valid.numpy())}
+            | {"ego_rays": pack(looks.half().numpy()), "ego_valid": pack(looks_valid.numpy()), "centres": pack(centres.numpy())}
+        )
+        tables["captions"].append({**made, "clip_id": key, "text": f"A ball rolls along wall {i}.", "source": "template"})
+    files = json.dumps({"exo.mp4": {"sha256": "ab" * 32, "bytes": 1, "mtime_ns": 0}})
+    for t in range(takes):
+        tables["takes"].append(
+            {"take_uid": f"take{t}", "fingerprint": "f", "run_id": "run", "content": "c", "take_name": f"take{t}", "layout": "egoexo4d"}
+            | {"root": root, "fps": FPS, "frames": FRAMES, "files": files}
+        )
+    for table, rows in tables.items():
+        lake.upsert(table, rows)
+    return ids
