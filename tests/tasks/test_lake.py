@@ -1,0 +1,69 @@
+"""Tables: what is written, replaced, tagged and read at a version."""
+
+from __future__ import annotations
+
+import pytest
+
+from egomill.schemas.config import Profile
+from egomill.tasks import releases
+from egomill.tasks.lake import Lake, one_of
+
+
+def captions(lake: Lake, texts: dict[str, str]) -> str:
+    return lake.write_fragments("captions", [{"clip_id": k, "fingerprint": v, "text": v} for k, v in texts.items()])
+
+
+def content(lake: Lake, version: int | None = None) -> dict[str, str]:
+    return {r["clip_id"]: r["text"] for r in lake.read("captions", version=version).to_pylist()}
+
+
+def test_nothing_is_visible_before_its_commit(tmp_path):
+    lake = Lake(str(tmp_path))
+    fragments = captions(lake, {"a": "1"})
+    assert content(lake) == {}
+    lake.commit("captions", fragments, properties={"run_id": "r"})
+    assert content(lake) == {"a": "1"}
+
+
+def test_replacing_is_one_version_and_the_old_one_stays_readable(tmp_path):
+    lake = Lake(str(tmp_path))
+    first = lake.commit("captions", captions(lake, {"a": "1", "b": "1"}))
+    second = lake.commit("captions", captions(lake, {"b": "2", "c": "2"}), replace=one_of("clip_id", "bc"))
+    assert second == first + 1
+    assert content(lake) == {"a": "1", "b": "2", "c": "2"}
+    assert content(lake, first) == {"a": "1", "b": "1"}
+    lake.commit("captions", None, replace="clip_id = 'a'")
+    assert content(lake) == {"b": "2", "c": "2"}
+    lake.compact("captions")
+    assert content(lake) == {"b": "2", "c": "2"}
+
+
+def test_upsert_overwrites_by_key_and_quotes_survive(tmp_path):
+    lake = Lake(str(tmp_path))
+    row = {"key": "it's", "stage": "s", "fingerprint": "f", "attempt": 1}
+    lake.upsert("failures", [row])
+    lake.upsert("failures", [{**row, "attempt": 2}])
+    assert [r["attempt"] for r in lake.rows("failures", ["it's"])] == [2]
+
+
+def test_unknown_tables_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no table 'clip'"):
+        Lake(str(tmp_path)).read("clip")
+
+
+def test_a_release_pins_versions_and_refuses_doubled_keys(tmp_path):
+    lake, profile = Lake(str(tmp_path)), Profile.load("local")
+    with pytest.raises(ValueError, match="no release"):
+        releases.get(lake)
+    row, new = releases.publish(lake, "r1", profile, "first")
+    assert new
+    assert releases.publish(lake, "r2", profile) == (releases.get(lake), False)
+    lake.commit("captions", captions(lake, {"a": "1"}))
+    with pytest.raises(ValueError, match="without"):  # a caption of no clip
+        releases.publish(lake, "r3", profile)
+    lake.commit("captions", None, replace="true")
+    lake.commit("clips", lake.write_fragments("clips", [{"clip_id": "a"}, {"clip_id": "a"}]))
+    with pytest.raises(ValueError, match="1 doubled"):
+        releases.publish(lake, "r3", profile)
+    assert [r["name"] for r in releases.every(lake)] == [row["name"]]
+    assert "release-first" in lake.open("captions").tags.list()
