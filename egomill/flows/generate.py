@@ -6,8 +6,8 @@ from prefect import flow
 
 from egomill.flows.steps import make
 from egomill.schemas.config import Profile
+from egomill.tasks import gate, scores
 from egomill.tasks import generate as generations
-from egomill.tasks import scores
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import Run, recorded
@@ -34,7 +34,7 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
     with recorded(Lake(lake), "generate", settings_) as run:
         spec, _ = resolve(run, adapter, tracking)
         score(run, spec)
-        return scores.compare(run.lake, [spec])
+        return gate.compare(run.lake, [spec])
 
 
 def score(run: Run, spec: str) -> None:

@@ -7,8 +7,8 @@ from prefect import flow
 from egomill.flows.generate import HELD_OUT, REFERENCES, score
 from egomill.flows.steps import console, do, link, make
 from egomill.schemas.config import Profile
+from egomill.tasks import gate, releases, train
 from egomill.tasks import generate as generations
-from egomill.tasks import releases, scores, train
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import recorded
@@ -41,9 +41,9 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         for spec in (*folders, *REFERENCES):
             score(run, spec)
 
-        comparison = scores.compare(run.lake, [*REFERENCES, *folders])
-        promoted, why = do("gate", train.gate, run.lake, candidate, champion)
-        if promoted and champion != candidate:
+        comparison = gate.compare(run.lake, [*REFERENCES, *folders])
+        promoted, why = do("gate", gate.decide, run.lake, candidate, champion)
+        if promoted:
             tracker.alias(candidate, CHAMPION)
         tracker.tag_adapter(candidate, {"decision": why})
         console.print(f"{candidate.spec} {'trained' if trained else 'is up to date'}; {why}", style="bold", highlight=False)

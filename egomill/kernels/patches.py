@@ -23,7 +23,7 @@ def latent_frames(frames: int) -> int:
 
 def spans(frames: int) -> list[range]:
     """The frames that each latent frame covers: [0], [1..4], [5..8], ..."""
-    return [range(0, 1)] + [range(TEMPORAL * k - 3, TEMPORAL * k + 1) for k in range(1, latent_frames(frames))]
+    return [range(1)] + [range(TEMPORAL * k - 3, TEMPORAL * k + 1) for k in range(1, latent_frames(frames))]
 
 
 def grid(frames: int, height: int, width: int, cell: int = TOKEN) -> tuple[int, int, int]:

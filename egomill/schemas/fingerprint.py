@@ -17,7 +17,10 @@ from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 # What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' fingerprints).
-BOOKKEEPING = {f"{PACKAGE}.{m}" for m in ("schemas.config", "schemas.tables", "schemas.outcome", "schemas.fingerprint", "tasks.stage", "tasks.lake")}
+BOOKKEEPING = {
+    f"{PACKAGE}.{module}"
+    for module in ("schemas.config", "schemas.tables", "schemas.outcome", "schemas.fingerprint", "tasks.stage", "tasks.lake")
+}
 
 
 def digest(*parts: Any) -> str:

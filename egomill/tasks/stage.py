@@ -39,7 +39,7 @@ class Stage:
     worker: Callable[[], Worker]  # called once an actor: heavy models load here
     weights: str = ""
     constants: dict[str, str] = field(default_factory=dict)  # further key columns, the same for all rows
-    where: str = ""  # SQL filter on the first table
+    where: str = ""  # SQL filter on the first table; name a table of several keys first, and pick one of its rows a clip here
 
     @property
     def id(self) -> str:
@@ -154,8 +154,7 @@ def _inputs(
     states = {}
     for i, (table, version) in enumerate(versions.items()):
         made_from = "content" if table == "takes" else "fingerprint"
-        where = stage.where if i == 0 else "chosen" if table == "clips" else None
-        state = lake.read(table, [KEYS[table][0], made_from], where, version)
+        state = lake.read(table, [KEYS[table][0], made_from], stage.where if i == 0 else None, version)
         states[table] = dict(zip(state[0].to_pylist(), state[1].to_pylist(), strict=True))
     first, *others = states
     every = states[first]
@@ -246,9 +245,9 @@ class _Actor:
 
     def _read(self, keys: list[str]) -> list[dict]:
         rows: dict[str, dict] = {key: {} for key in keys}
-        for table, columns in self.stage.reads.items():
+        for i, (table, columns) in enumerate(self.stage.reads.items()):
             key_column = KEYS[table][0]
-            where = "chosen" if table == "clips" and self.stage.where == "chosen" else ""
+            where = self.stage.where if i == 0 else ""
             for row in self.lake.rows(table, keys, dict.fromkeys((key_column, *columns)), self.versions[table], where):
                 rows[row[key_column]][table] = row
         return [rows[key] for key in keys]
