@@ -48,7 +48,11 @@ def simulate(
 
     with Progress(console=err, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("simulate", total=takes)
-        made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=lambda done, total: progress.update(bar, completed=done))
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=advance)
     _answer(made, json_, lambda: out.print(f"{len(made)} takes in {folder}"))
 
 
@@ -299,5 +303,6 @@ def main() -> None:
         raise SystemExit(2) from None
     except StageFailed as error:
         report = error.args[0]
-        err.print(f"[red]failed:[/] {report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`", highlight=False)
+        what = f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`"
+        err.print(f"[red]failed:[/] {what}", highlight=False)
         raise SystemExit(1) from None

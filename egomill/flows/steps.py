@@ -68,7 +68,8 @@ def _tell(run: Run, report: Report) -> None:
     line += f" ({report.computed} now, {report.retired} retired, {report.seconds:.1f} s)"
     console.print(line, style="yellow" if report.rejected or report.failed else "green", highlight=False)
     if report.reasons:
-        console.print(f"  warning: {', '.join(f'{n} {reason}' for reason, n in report.reasons.most_common())}", style="yellow", highlight=False)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in report.reasons.most_common())
+        console.print(f"  warning: {reasons}", style="yellow", highlight=False)
     if not orchestrated():
         return
     table = [{k: v for k, v in report.to_dict().items() if k != "reasons"}]

@@ -1,4 +1,4 @@
-"""A place to look, on this machine: Prefect server, a worker with the deployments, the MLflow page. Ends with Ctrl-C, and leaves nothing."""
+"""A place to look, on this machine: Prefect server, a worker with the deployments, the MLflow page. Ctrl-C ends all of it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
             prefect("deploy", "--all")
         start("prefect", "worker", "start", "--pool", POOL)
         wait_for(f"http://{host}:{mlflow_port}/health", started[1])
-        console.print(f"Prefect  http://{host}:{prefect_port}    (export PREFECT_API_URL={api})\nMLflow   http://{host}:{mlflow_port}\nCtrl-C ends both.")
+        console.print(f"Prefect  http://{host}:{prefect_port}    (export PREFECT_API_URL={api})")
+        console.print(f"MLflow   http://{host}:{mlflow_port}\nCtrl-C ends both.")
         while all(p.poll() is None for p in started):
             time.sleep(1)
         raise RuntimeError("a server ended; see its messages above")

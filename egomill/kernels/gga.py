@@ -39,7 +39,9 @@ class Geometry:
     def __post_init__(self) -> None:
         b, f, h, _, three = self.exo_points.shape
         if three != 3 or self.ego_rays.shape[:3] != (b, f, h) or self.centres.shape != (b, f, 3):
-            raise ValueError(f"points {tuple(self.exo_points.shape)}, rays {tuple(self.ego_rays.shape)}, centres {tuple(self.centres.shape)}")
+            raise ValueError(
+                f"points {tuple(self.exo_points.shape)}, rays {tuple(self.ego_rays.shape)}, centres {tuple(self.centres.shape)}"
+            )
         if self.formula not in ("paper", "egox-released") or self.lambda_g <= 0:
             raise ValueError(f"formula {self.formula!r} with lambda {self.lambda_g}: paper or egox-released, lambda > 0")
 
