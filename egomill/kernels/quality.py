@@ -55,20 +55,22 @@ def exposure(video: Tensor, region: Tensor | None = None) -> tuple[Tensor, Tenso
     return (chosen < 16).float().mean(dim=1), (chosen > 240).float().mean(dim=1)
 
 
-def opening_disturbance(video: Tensor, threshold: float = 0.15, within: float = 0.5) -> int:
-    """How many frames at the start to skip because something is held before a fixed camera (the take-separator phone), a flash, or
-    another scene.
+def opening_disturbance(video: Tensor, threshold: float = 0.15) -> int:
+    """How many frames at the start to skip because something is held before a fixed camera (the take-separator phone), a flash, or another scene.
 
-    A frame is disturbed where it differs from the clip's median picture in more than `threshold` of its area (by over 12 % grey,
-    brightness evened out). The answer is one past the last disturbed frame of the run that begins in the first `within` of the clip's
-    frames; 0 where there is none.
+    A frame's disturbance is the share of its area that departs from the clip's median picture by more than 12 % grey, brightness evened out.
+    The opening is disturbed where the first frame's exceeds `threshold`, and lasts until it has come down to the usual (twice the median of
+    the clip's second half, and half a per cent). 0 where nothing is wrong; all frames where it never settles. A camera whose first frame is
+    disturbed only later (a hand that enters) is not seen by this.
     """
     picture = grey(video, 56)
     level = picture.flatten(1).median(dim=1).values[:, None, None]
     change = (picture - level) - (picture - level).median(dim=0).values
-    disturbed = (change.abs() > 0.12).float().mean(dim=(1, 2)) > threshold
-    ordinary = (~disturbed[: math.ceil(within * len(video))]).nonzero().flatten()
-    return int(ordinary[0]) if len(ordinary) else len(video)
+    share = (change.abs() > 0.12).float().mean(dim=(1, 2))
+    if share[0] <= threshold:
+        return 0
+    settled = (share <= 2 * share[len(share) // 2 :].median() + 0.005).nonzero().flatten()
+    return int(settled[0]) if len(settled) else len(video)
 
 
 def overlap(
