@@ -56,12 +56,12 @@ def exposure(video: Tensor, region: Tensor | None = None) -> tuple[Tensor, Tenso
 
 
 def opening_disturbance(video: Tensor, threshold: float = 0.15) -> int:
-    """How many frames at the start to skip because something is held before a fixed camera (the take-separator phone), a flash, or another scene.
+    """How many frames at the start to skip: something is held before a fixed camera (the take-separator phone), a flash, another scene.
 
-    A frame's disturbance is the share of its area that departs from the clip's median picture by more than 12 % grey, brightness evened out.
-    The opening is disturbed where the first frame's exceeds `threshold`, and lasts until it has come down to the usual (twice the median of
-    the clip's second half, and half a per cent). 0 where nothing is wrong; all frames where it never settles. A camera whose first frame is
-    disturbed only later (a hand that enters) is not seen by this.
+    A frame's disturbance is the share of its area that departs from the clip's median picture by over 12 % grey, brightness evened out.
+    The opening is disturbed where the first frame's exceeds `threshold`, and lasts until it has come down to the usual (twice the median
+    of the clip's second half, and half a per cent). 0 where nothing is wrong; all frames where it never settles. A hand that enters only
+    after the first frame is not seen by this.
     """
     picture = grey(video, 56)
     level = picture.flatten(1).median(dim=1).values[:, None, None]
