@@ -299,10 +299,10 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False)
+        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     except StageFailed as error:
         report = error.args[0]
         what = f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`"
-        err.print(f"[red]failed:[/] {what}", highlight=False)
+        err.print(f"[red]failed:[/] {what}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
