@@ -24,6 +24,7 @@ from egomill.kernels.fill import push_pull
 from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
+from egomill.models import batch
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack, unpack_depth
@@ -65,7 +66,7 @@ class Scorer:
     def __init__(self, profile: Profile, adapter: str) -> None:
         self.adapter = adapter
         self.measures, self.missing = perceptual.load(profile.evaluate)
-        self.parts = weights.load_parts(profile.model) if adapter == "codec" else None
+        self.parts = weights.load_parts(profile.model, transformer=False, text=False) if adapter == "codec" else None
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         clip = row["clips"]
@@ -75,8 +76,9 @@ class Scorer:
         except video.VideoError as error:
             return Rejected("video_undecodable", str(error))
         made = self._made(row, holes, valid)
-        if made.shape != truth.shape:
-            raise ValueError(f"clip {clip['clip_id']}: {self.adapter} has frames {made.shape}, the truth {truth.shape}")
+        if made is None or made.shape != truth.shape:
+            found = None if made is None else made.shape
+            raise ValueError(f"clip {clip['clip_id']}: {self.adapter} has frames {found}, the truth {truth.shape}")
         ego = Camera.from_dict(json.loads(clip["ego_camera"]))
         disc = ego.rays()[1]
         depth, static = unpack_depth(row["depth"]["depth"]), unpack(row["depth"]["static"])
@@ -91,11 +93,11 @@ class Scorer:
         rows += [(name, None, why) for name, why in self.missing.items()]
         return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
 
-    def _made(self, row: dict, holes: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    def _made(self, row: dict, holes: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
         if self.adapter == "prior":
             return push_pull(torch.from_numpy(holes), torch.from_numpy(valid)).numpy()
         if self.parts is not None:
-            return self.parts.decode(unpack(row["latents"]["ego"]))
+            return batch.to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
         return video.decode(row["generations"]["video"])
 
 

@@ -18,7 +18,7 @@ from egomill.tasks import video
 from egomill.tasks.lake import Lake
 
 FRAMES, FPS = 5, 10.0
-EXO = Camera("pinhole", (40.0, 40.0, 31.5, 23.5), 64, 48)
+EXO = Camera("pinhole", (55.0, 55.0, 47.5, 31.5), 96, 64)
 EGO = aria_rgb(64)  # decord reads no narrower video
 
 

@@ -1,0 +1,70 @@
+"""An adapter as files: `pytorch_lora_weights.safetensors`, which diffusers' Wan pipelines load, and `egomill.json`, which says what for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from egomill.models import lora
+from egomill.schemas.config import Profile
+from egomill.schemas.fingerprint import file_sha256
+
+WEIGHTS, ABOUT = "pytorch_lora_weights.safetensors", "egomill.json"
+
+
+def about(profile: Profile, revision: str, step: int, release: str) -> dict:
+    """What somebody has to know to use the adapter: the base, and how it is conditioned."""
+    return {
+        "method": profile.train.method,
+        "base": profile.model.base,
+        "base_revision": revision,
+        "mask": profile.model.mask,
+        "gga": profile.model.gga,
+        "lambda_g": profile.model.lambda_g,
+        "text_tokens": profile.model.text_tokens,
+        "rank": profile.train.rank,
+        "alpha": profile.train.alpha,
+        "step": step,
+        "release": release,
+        "profile": profile.name,
+    }
+
+
+def save(transformer: Any, folder: Path, description: dict) -> None:
+    """Write both files; the description last, so that where it lies the weights are whole."""
+    from diffusers import WanImageToVideoPipeline
+
+    folder.mkdir(parents=True, exist_ok=True)
+    WanImageToVideoPipeline.save_lora_weights(
+        str(folder), transformer_lora_layers=lora.state(transformer), transformer_lora_adapter_metadata=lora.config(transformer)
+    )
+    (folder / ABOUT).write_text(json.dumps(description, indent=2))
+
+
+def describe(folder: str | Path) -> dict:
+    """egomill.json of an adapter. ValueError where the folder holds none."""
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no adapter of ours: {ABOUT} is missing")
+    return json.loads(path.read_text())
+
+
+def load(transformer: Any, folder: str | Path, revision: str) -> dict:
+    """Put an adapter on a fresh transformer and return its description. ValueError where it was made for another base."""
+    found = describe(folder)
+    if found["base_revision"] != revision:
+        raise ValueError(f"adapter {folder} was trained on base {found['base_revision']}, not on {revision}")
+    transformer.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix="transformer", local_files_only=True, use_safetensors=True)
+    return found
+
+
+def tensors(folder: str | Path) -> dict:
+    """The adapter's tensors by their names within the transformer."""
+    return {k.removeprefix("transformer."): v for k, v in load_file(Path(folder) / WEIGHTS).items()}
+
+
+def sha256(folder: str | Path) -> str:
+    return file_sha256(Path(folder) / WEIGHTS)

@@ -1,0 +1,106 @@
+"""A release to a registered adapter: the driver's half of LoRA training on Ray Train.
+
+Training reads a release at its pinned versions, never the newest rows. The MLflow run is started here and its id handed to the workers, so
+that a worker group that is restarted goes on in the same run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from egomill.schemas.config import Profile
+from egomill.schemas.fingerprint import code_of, digest
+from egomill.tasks import adapters, samples, train_loop, weights
+from egomill.tasks.lake import Lake
+from egomill.tasks.tracking import Adapter, Tracker
+
+log = logging.getLogger(__name__)
+RESTARTS = 2  # of the worker group, from the last checkpoint
+
+
+def recipe(profile: Profile) -> str:
+    """Digest of all but the data that makes an adapter: settings, base weights, code."""
+    settings = profile.train.model_dump(exclude={"checkpoint_every"})
+    conditioning = profile.model.model_dump(exclude={"base", "revision"})
+    return digest(settings, conditioning, weights.revision(profile.model), code_of(train_loop.__name__))
+
+
+def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | None:
+    """The newest adapter of this release and recipe, if there is one: nothing to train then."""
+    wanted, name = recipe(profile), profile.train.method
+    for row in reversed(tracker.adapters(name)):
+        if (row["tags"].get("release"), row["tags"].get("recipe")) == (release["name"], wanted):
+            return tracker.resolve(f"{name}@v{row['version']}")
+    return None
+
+
+def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id: str) -> Adapter:
+    """Train on a release (a row of `releases`) and register the adapter under the method's name.
+
+    `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base; what broke a worker
+    otherwise, after the restarts are used up.
+    """
+    versions, revision = release["tables"], weights.revision(profile.model)
+    clips = samples.clips_of(lake, versions, revision, ("train",))
+    if not clips:
+        raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}")
+    held_out = samples.clips_of(lake, versions, revision, ("test", "unseen"))
+    name = profile.train.method
+    mlflow_run = tracker.start(f"{name}-{release['name']}", {"egomill.run": run_id, "release": release["name"]})
+    tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
+    tracker.params(mlflow_run, {"clips_train": len(clips), "clips_held_out": len(held_out), "base_revision": revision})
+    tracker.dataset(mlflow_run, release["name"], lake.uri, versions)
+    plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, held_out)
+    try:
+        metrics, checkpoint = fit(plan, f"{run_id}-{mlflow_run[:8]}")
+        with checkpoint.as_directory() as folder:
+            tags = {
+                "release": release["name"],
+                "recipe": recipe(profile),
+                "profile": profile.name,
+                "base": revision,
+                "steps": str(metrics["step"]),
+                "sha256": adapters.sha256(f"{folder}/adapter"),
+            }
+            if "val_loss" in metrics:
+                tags["val_loss"] = f"{metrics['val_loss']:.4f}"
+            adapter = tracker.register(name, f"{folder}/adapter", mlflow_run, tags)
+        checkpoint.filesystem.delete_dir(os.path.dirname(checkpoint.path))  # registered: the run's checkpoints have served
+    except BaseException:
+        tracker.end(mlflow_run, ok=False)
+        raise
+    tracker.end(mlflow_run)
+    return adapter
+
+
+def fit(plan: train_loop.Plan, name: str):
+    """Run the workers; returns the last report and its checkpoint. `name` must be new: Ray silently goes on with an older run of a name."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from egomill.tasks.cluster import connect
+
+    connect()
+    settings = plan.profile.train
+    share = max(0.1, min(1.0, int(10 * ray.cluster_resources().get("CPU", 1) / settings.workers) / 10))
+    resources = {"CPU": share, "GPU": 1.0} if settings.gpu else {"CPU": share}
+    root = plan.lake.uri.rstrip("/")
+    trainer = TorchTrainer(
+        train_loop.loop,  # type: ignore[arg-type]
+        train_loop_config=plan,  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=settings.gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=name,
+            storage_path=f"{root}/training" if "://" in root else os.path.abspath(f"{root}/training"),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
+    return result.metrics, result.checkpoint
+
