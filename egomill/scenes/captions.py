@@ -27,7 +27,9 @@ def caption(scene: Scene, start: float, stop: float) -> str:
         return f"A person stands at {scene.words[0]} {scene.words[1]}."
     deed = scene.plan.deeds[best]
     others = [scene.names[k] for k in range(len(scene.names)) if k != deed.item][:2]
-    return f"A person {deed_text(scene, deed)}, next to a {others[0]} and a {others[1]}, {scene.words[1]}.".replace(" a orange", " an orange")
+    return f"A person {deed_text(scene, deed)}, next to a {others[0]} and a {others[1]}, {scene.words[1]}.".replace(
+        " a orange", " an orange"
+    )
 
 
 def descriptions(scene: Scene, seconds: float) -> list[dict]:

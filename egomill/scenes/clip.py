@@ -1,7 +1,7 @@
 """In-memory clips for pre-training: one call, one synthetic (exo, ego) clip with exact geometry, nothing written anywhere.
 
-The pictures are cast on a half-pixel lattice and filtered, so that a 128-px clip looks like a video that was scaled down, not like one that was
-rendered small; depth and masks are still those of the ray through each pixel's centre.
+The pictures are cast on a half-pixel lattice and filtered, so that a 128-px clip looks like a video that was scaled down, not like one
+that was rendered small; depth and masks are still those of the ray through each pixel's centre.
 """
 
 from dataclasses import dataclass

@@ -75,7 +75,11 @@ def _shelf(b: Builder, rng: np.random.Generator, m: Materials) -> None:
 
 
 def _cabinet(b: Builder, rng: np.random.Generator, m: Materials) -> None:
-    body, door, metal = wood(rng, m), m.add("plaster", shades(muted(rng), 0.15), 0.9), m.add("plain", [(0.5, 0.5, 0.5), (0.8, 0.8, 0.8)], gloss=0.4)
+    body, door, metal = (
+        wood(rng, m),
+        m.add("plaster", shades(muted(rng), 0.15), 0.9),
+        m.add("plain", [(0.5, 0.5, 0.5), (0.8, 0.8, 0.8)], gloss=0.4),
+    )
     b.box((0, 0, 0.43), (0.75, 0.22, 0.43), body)
     for k in range(3):
         b.box((-0.49 + 0.49 * k, 0.222, 0.45), (0.23, 0.012, 0.36), door)
@@ -88,7 +92,10 @@ def _cabinet(b: Builder, rng: np.random.Generator, m: Materials) -> None:
 
 def _counter(b: Builder, rng: np.random.Generator, m: Materials) -> None:
     front, top = m.add("plaster", shades(muted(rng), 0.1), 0.8), m.add("marble", [(0.45, 0.45, 0.47), (0.85, 0.85, 0.84)], 0.9, gloss=0.1)
-    dark, metal = m.add("plain", [(0.04, 0.04, 0.05), (0.1, 0.1, 0.11)], gloss=0.2), m.add("plain", [(0.55, 0.56, 0.58), (0.8, 0.8, 0.82)], gloss=0.5)
+    dark, metal = (
+        m.add("plain", [(0.04, 0.04, 0.05), (0.1, 0.1, 0.11)], gloss=0.2),
+        m.add("plain", [(0.55, 0.56, 0.58), (0.8, 0.8, 0.82)], gloss=0.5),
+    )
     b.box((0, 0, 0.43), (1.0, 0.27, 0.43), front)
     b.box((0, 0.01, 0.885), (1.03, 0.3, 0.022), top)
     for k in range(4):
@@ -103,7 +110,10 @@ def _counter(b: Builder, rng: np.random.Generator, m: Materials) -> None:
 
 def _sofa(b: Builder, rng: np.random.Generator, m: Materials) -> None:
     colour = muted(rng)
-    cloth, pillow = m.add("weave", shades(colour), 0.5), m.add(str(rng.choice(["stripes0", "dots", "damask", "plaid"])), shades(muted(rng), 0.5), 0.4)
+    cloth, pillow = (
+        m.add("weave", shades(colour), 0.5),
+        m.add(str(rng.choice(["stripes0", "dots", "damask", "plaid"])), shades(muted(rng), 0.5), 0.4),
+    )
     b.box((0, 0, 0.2), (0.95, 0.38, 0.16), cloth)
     b.box((0, -0.3, 0.55), (0.95, 0.1, 0.28), cloth)
     for sign in (-1, 1):
@@ -178,8 +188,14 @@ def item(kind: str, colour: str, rng: np.random.Generator, m: Materials) -> tupl
         h = 2 * r
         b.ball((0, 0, r), r, m.add("stripes1", shades(paint, 0.5), 0.12, gloss=0.35) if rng.random() < 0.5 else plain)
     elif kind in ("box", "cube"):
-        half = np.full(3, rng.uniform(0.03, 0.04)) if kind == "cube" else np.array([rng.uniform(0.04, 0.06), rng.uniform(0.025, 0.04), rng.uniform(0.05, 0.09)])
-        print_ = m.add(f"poster{rng.integers(8)}", [np.array(paint) * 0.5, paint, (0.95, 0.93, 0.88), np.array(paint) * 0.6, VIVID["yellow"]], 0.0)
+        half = (
+            np.full(3, rng.uniform(0.03, 0.04))
+            if kind == "cube"
+            else np.array([rng.uniform(0.04, 0.06), rng.uniform(0.025, 0.04), rng.uniform(0.05, 0.09)])
+        )
+        print_ = m.add(
+            f"poster{rng.integers(8)}", [np.array(paint) * 0.5, paint, (0.95, 0.93, 0.88), np.array(paint) * 0.6, VIVID["yellow"]], 0.0
+        )
         b.box((0, 0, half[2]), half, plain if kind == "cube" else print_, rng.uniform(-0.6, 0.6))
         r, h = float(half[1] + 0.006), float(2 * half[2])
     elif kind == "mug":

@@ -1,7 +1,7 @@
 """A person of capsules and ellipsoids at a table: where each limb is, given where the feet stand, the hands grip and the eyes look.
 
-Only as much anatomy as the cameras need: two-bone arms and legs solved in closed form, hands with bent fingers (the head camera sees them from
-30 cm), a torso that leans when the table is far.
+Only as much anatomy as the cameras need: two-bone arms and legs solved in closed form, hands with bent fingers (the head camera sees
+them from 30 cm), a torso that leans when the table is far.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,17 @@ def body(look: Look, posture: Posture) -> tuple[Solids, np.ndarray, np.ndarray]:
     out.limb(shoulder - 0.14 * s * right, shoulder + 0.14 * s * right, 0.068 * s, look.shirt)
     _legs(out, look, posture, pelvis, foot, right, front)
     for side, sign in ((0, -1.0), (1, 1.0)):
-        _arm(out, look, shoulder + sign * 0.19 * s * right, posture.grips[side], posture.grip_radius[side], posture.curl[side], sign, right, front)
+        _arm(
+            out,
+            look,
+            shoulder + sign * 0.19 * s * right,
+            posture.grips[side],
+            posture.grip_radius[side],
+            posture.curl[side],
+            sign,
+            right,
+            front,
+        )
     first_head = len(out.rows)
     eye = _head(out, look, neck, front, posture.gaze)
     solids = out.build()

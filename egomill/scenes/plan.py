@@ -1,7 +1,7 @@
 """What the person does: a seeded, endless list of small deeds at the table, flattened into smooth tracks that can be read at any time.
 
-Tracks are keyframes joined by minimum-jerk moves, so positions, velocities and accelerations are continuous and any instant can be asked for
-without simulating what came before it.
+Tracks are keyframes joined by minimum-jerk moves, so positions, velocities and accelerations are continuous and any instant can be
+asked for without simulating what came before it.
 """
 
 from dataclasses import dataclass, field
@@ -78,7 +78,13 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
     gaze.key(0.0, (x, 0.25, 0.0))
 
     def rest(hand: int, at: float) -> tuple:
-        return (at + (-0.2, 0.2)[hand] + rng.uniform(-0.04, 0.04), rng.uniform(0.03, 0.12), rng.uniform(0.05, 0.14), 0.03, rng.uniform(0.25, 0.5))
+        return (
+            at + (-0.2, 0.2)[hand] + rng.uniform(-0.04, 0.04),
+            rng.uniform(0.03, 0.12),
+            rng.uniform(0.05, 0.14),
+            0.03,
+            rng.uniform(0.25, 0.5),
+        )
 
     for hand in (0, 1):
         hands[hand].key(0.0, rest(hand, x))
@@ -86,7 +92,9 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
     time = float(rng.uniform(0.0, 0.4))
     last = -1
     while time < until:
-        near = [k for k in range(len(places)) if abs(places[k, 0] - x) < 0.75 and places[k, 1] < 0.42 and k != last] or [int(np.abs(places[:, 0] - x).argmin())]
+        near = [k for k in range(len(places)) if abs(places[k, 0] - x) < 0.75 and places[k, 1] < 0.42 and k != last] or [
+            int(np.abs(places[:, 0] - x).argmin())
+        ]
         item = last = int(rng.choice(near))
         name = str(rng.choice(DEEDS, p=(0.45, 0.15, 0.25, 0.15)))
         source = places[item].copy()
@@ -99,7 +107,11 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
         grasp = time + walk + float(rng.uniform(0.45, 0.65))
         if name == "look" or name == "lift":
             height = np.array([stand + rng.uniform(-0.05, 0.05), 0.16 if name == "look" else source[1], lift])
-            knots = [(0.7, height), (0.7 + rng.uniform(0.4, 0.9), height + rng.uniform(-0.02, 0.02, 3)), (1.5 + rng.uniform(0, 0.5), (*target, 0.0))]
+            knots = [
+                (0.7, height),
+                (0.7 + rng.uniform(0.4, 0.9), height + rng.uniform(-0.02, 0.02, 3)),
+                (1.5 + rng.uniform(0, 0.5), (*target, 0.0)),
+            ]
             knots[2] = (max(knots[2][0], knots[1][0] + 0.6), knots[2][1])
         else:
             middle = (*(0.5 * (source + target)), lift)
@@ -125,11 +137,11 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
             p = np.asarray(knot, float)
             mine.key(grasp + 0.06 + after, (p[0], p[1], p[2] + grip_z, r, 0.75))
             items[item].key(grasp + 0.06 + after, p)
-            gaze.key(grasp + 0.02 + after, p + (0, 0, 0.05))
+            gaze.key(grasp + 0.02 + after, (p[0], p[1], p[2] + 0.05))
         mine.key(release + 0.1, (*target, grip_z + 0.02, r + 0.03, 0.25))
         mine.key(end, rest(hand, stand))
-        if rng.random() < 0.25:  # looks up between two deeds
-            gaze.key(end + 0.2, (stand + rng.uniform(-1.2, 1.2), 1.8, rng.uniform(0.0, 0.5)))
+        if rng.random() < 0.15:  # looks up between two deeds
+            gaze.key(end + 0.2, (stand + rng.uniform(-1.2, 1.2), 1.5, rng.uniform(-0.3, 0.1)))
             gaze.hold(end + 0.5)
             end += 0.5
         deeds.append(Deed(name, item, hand, time, grasp, release, end, source, np.asarray(target)))

@@ -1,7 +1,8 @@
 """A small ray caster for rooms: exact depth along every calibrated ray, pleasant shading, no GPU.
 
-Each solid is cast only inside the pixel window that its bounding box can reach (found on a coarse grid of rays, so it holds for any lens);
-visible pixels are then textured and lit together in one pass of array operations. Nothing is triangulated, so depth and masks are exact.
+Each solid is cast only inside the pixel window that its bounding box can reach (found on a coarse grid of rays, so it holds for any
+lens); visible pixels are then textured and lit together in one pass of array operations. Nothing is triangulated, so depth and masks
+are exact.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from egomill.kernels.cameras import Camera
-from egomill.scenes.shading import Batch, cast_shadows, light
-from egomill.scenes.solids import BOX, CAPSULE, CYLINDER, ELLIPSOID, Solids
+from egomill.scenes.intersect import HIT
+from egomill.scenes.shading import Batch, Decal, cast_shadows, light
+from egomill.scenes.solids import Solids
 from egomill.scenes.world import Moment, Scene
 
 FACES = 6  # identities 0..5 are the room's faces (-x, +x, -y, +y, floor, ceiling), then come the static and the moving solids
@@ -42,6 +44,7 @@ class Frame:
     colour: np.ndarray  # float32 [h, w, 3], 0..1
     depth: np.ndarray  # float32 [h, w], metres along the ray
     ident: np.ndarray  # int16 [h, w]
+    changed: tuple[int, int, int, int] = (0, 0, 0, 0)  # y0, y1, x0, x1: outside it the frame is its base
 
 
 @lru_cache(maxsize=12)
@@ -63,10 +66,14 @@ def lattice(camera: Camera, fine: bool) -> Lattice:
     reach = np.arccos(np.clip(cosine, -1, 1)) + 1e-3
     cy, cx = h // 2, w // 2
     angle = float(np.linalg.norm(rays[:, cy, cx + 1] - rays[:, cy, cx]))
-    return Lattice(rays, valid.numpy()[1::2, 1::2] if fine else valid.numpy(), middle.reshape(3, -1), (nby, nbx), reach.ravel(), angle, fine)
+    return Lattice(
+        rays, valid.numpy()[1::2, 1::2] if fine else valid.numpy(), middle.reshape(3, -1), (nby, nbx), reach.ravel(), angle, fine
+    )
 
 
-def render(scene: Scene, grid: Lattice, T_world_cam: np.ndarray, moment: Moment | None, base: Frame | None = None, ego: bool = False) -> Frame:
+def render(
+    scene: Scene, grid: Lattice, T_world_cam: np.ndarray, moment: Moment | None, base: Frame | None = None, ego: bool = False
+) -> Frame:
     """One picture: the static scene (or `base`, its picture rendered before from the same pose) and, unless None, what moves at `moment`.
 
     ego: the picture is the person's own, whose head is left out.
@@ -80,7 +87,7 @@ def render(scene: Scene, grid: Lattice, T_world_cam: np.ndarray, moment: Moment 
     first_moving = FACES + len(scene.static)
     parts: list[tuple[Solids, int]] = []
     if base is None:
-        frame = Frame(np.zeros((h, w, 3), np.float32), *_cast_room(scene.room, origin, dirs))
+        frame = Frame(np.zeros((h, w, 3), np.float32), *_cast_room(scene.finish.room, origin, dirs))
         parts.append((scene.static, FACES))
     else:
         frame = Frame(base.colour.copy(), base.depth.copy(), base.ident.copy())
@@ -90,7 +97,7 @@ def render(scene: Scene, grid: Lattice, T_world_cam: np.ndarray, moment: Moment 
     for (solids, first), boxes in zip(parts, windows, strict=True):
         _cast(frame, solids, first, boxes, origin, dirs)
 
-    batch = Batch.start(scene, grid.pixel_angle, origin, dirs, frame.depth)
+    batch = Batch.start(scene.finish, grid.pixel_angle, origin, dirs, frame.depth)
     seen = np.bincount(frame.ident.ravel(), minlength=first_moving + (0 if moving is None else len(moving)))
     if base is None:
         for face in range(FACES):
@@ -100,49 +107,70 @@ def render(scene: Scene, grid: Lattice, T_world_cam: np.ndarray, moment: Moment 
         for p in np.flatnonzero(seen[first : first + len(solids)]):
             y0, y1, x0, x1 = boxes[p]
             at = np.flatnonzero(frame.ident[y0:y1, x0:x1] == first + p)
-            batch.solid(solids, p, (at // (x1 - x0) + y0) * w + at % (x1 - x0) + x0)
+            batch.solid(solids, int(p), (at // (x1 - x0) + y0) * w + at % (x1 - x0) + x0)
     if batch.count:
         index, colour = light(batch)
         frame.colour.reshape(-1, 3)[index] = colour
     decals = ([] if base is not None else list(scene.decals)) + ([] if moment is None else list(moment.decals))
     if decals:
-        flat = Solids(
-            np.zeros(len(decals), int),
-            np.array([d.center for d in decals]),
-            np.array([d.rot for d in decals]),
-            np.array([(d.half[0] + d.soft, d.half[1] + d.soft, 0.02) for d in decals]),
-            np.zeros(len(decals), int),
-        )
-        cast_shadows(frame.colour, frame.depth, decals, _windows(flat, grid, origin, coarse), origin, dirs)
+        boxes = _windows(_reach_of(decals), grid, origin, coarse)
+        cast_shadows(frame.colour, frame.depth, decals, boxes, origin, dirs)
+        windows.append(boxes)
+    shown = [box for boxes in windows for box in boxes if box[1] > box[0]]
+    if shown:
+        y0, y1, x0, x1 = zip(*shown, strict=True)
+        frame.changed = (min(y0), max(y1), min(x0), max(x1))
     return frame
 
 
-def picture(scene: Scene, grid: Lattice, frame: Frame, disc: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A frame as a camera would give it: colour uint8 [H, W, 3], depth float32 [H, W] (0 where the lens sees nothing), dynamic bool [H, W].
+def _reach_of(decals: list[Decal]) -> Solids:
+    """Flat boxes around decals, for `_windows`."""
+    none = np.zeros(len(decals), int)
+    size = np.array([(d.half[0] + d.soft, d.half[1] + d.soft, 0.02) for d in decals])
+    return Solids(none, np.array([d.center for d in decals]), np.array([d.rot for d in decals]), size, none)
+
+
+def picture(
+    scene: Scene, grid: Lattice, frame: Frame, disc: float = 0.0, still: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A frame as a camera would give it: colour uint8 [H, W, 3], depth float32 [H, W] (0 where the lens is
+    blind), dynamic bool [H, W].
 
     A fine lattice is filtered with a tent one pixel wide each side; else only the outlines are smoothed. disc: radius of the vignette in
-    picture widths, 0 for none.
+    picture widths, 0 for none. still: the picture of the frame's `base` (one-a-pixel lattice only), which spares work outside `changed`.
     """
-    colour = frame.colour
-    if grid.fine:
-        colour = cv2.GaussianBlur(colour, (3, 3), 0.75)[1::2, 1::2]
-        depth, ident = frame.depth[1::2, 1::2], frame.ident[1::2, 1::2]
-    else:
-        depth, ident = frame.depth, frame.ident
-        outline = np.zeros(ident.shape, bool)
-        down, right = ident[1:] != ident[:-1], ident[:, 1:] != ident[:, :-1]
-        outline[1:] |= down
-        outline[:-1] |= down
-        outline[:, 1:] |= right
-        outline[:, :-1] |= right
-        at = np.flatnonzero(outline)
-        soft = cv2.GaussianBlur(colour, (3, 3), 0.6).reshape(-1, 3)[at]
-        colour.reshape(-1, 3)[at] = soft
-    colour = colour * np.float32(255.0)
+    step = slice(1, None, 2) if grid.fine else slice(None)
+    dynamic = (frame.ident[step, step] >= FACES + len(scene.static)) & grid.valid
+    depth = np.where(grid.valid, frame.depth[step, step], np.float32(0))
+    if still is not None and not grid.fine:
+        y0, y1, x0, x1 = frame.changed
+        top, left = max(y0 - 2, 0), max(x0 - 2, 0)
+        part = _smooth(frame.colour[top : y1 + 2, left : x1 + 2], frame.ident[top : y1 + 2, left : x1 + 2])
+        colour = still.copy()
+        colour[y0:y1, x0:x1] = _bytes(part[y0 - top :, x0 - left :][: y1 - y0, : x1 - x0])
+        return colour, depth, dynamic
+    soft = cv2.GaussianBlur(frame.colour, (3, 3), 0.75)[1::2, 1::2] if grid.fine else _smooth(frame.colour, frame.ident)
     if disc:
-        colour *= _disc(colour.shape[0], colour.shape[1], disc)
-    depth = np.where(grid.valid, depth, np.float32(0))
-    return np.clip(colour + np.float32(0.5), 0, 255).astype(np.uint8), depth, (ident >= FACES + len(scene.static)) & grid.valid
+        soft = soft * _disc(soft.shape[0], soft.shape[1], disc)
+    return _bytes(soft), depth, dynamic
+
+
+def _bytes(colour: np.ndarray) -> np.ndarray:
+    return np.clip(colour * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
+
+
+def _smooth(colour: np.ndarray, ident: np.ndarray) -> np.ndarray:
+    """Colour with the outlines (where `ident` changes) blurred: cheap anti-aliasing."""
+    outline = np.zeros(ident.shape, bool)
+    down, right = ident[1:] != ident[:-1], ident[:, 1:] != ident[:, :-1]
+    outline[1:] |= down
+    outline[:-1] |= down
+    outline[:, 1:] |= right
+    outline[:, :-1] |= right
+    at = np.flatnonzero(outline)
+    out = colour.copy()
+    out.reshape(-1, 3)[at] = cv2.GaussianBlur(colour, (3, 3), 0.6).reshape(-1, 3)[at]
+    return out
 
 
 @lru_cache(maxsize=4)
@@ -202,51 +230,8 @@ def _cast(frame: Frame, solids: Solids, first: int, windows: list, origin: np.nd
         if y1 == y0:
             continue
         d = Rt[p] @ dirs[:, y0:y1, x0:x1].reshape(3, -1)
-        t = _HIT[solids.kind[p]](offset[p], d, solids.size[p].astype(np.float32)).reshape(y1 - y0, x1 - x0)
+        t = HIT[solids.kind[p]](offset[p], d, solids.size[p].astype(np.float32)).reshape(y1 - y0, x1 - x0)
         depth = frame.depth[y0:y1, x0:x1]
         hit = (t < depth) & (t > NEAR)
         np.copyto(depth, t, where=hit)
         np.copyto(frame.ident[y0:y1, x0:x1], np.int16(first + p), where=hit)
-
-
-def _hit_box(o: np.ndarray, d: np.ndarray, s: np.ndarray) -> np.ndarray:
-    inverse = 1 / (d + np.float32(1e-12))
-    middle, span = -o[:, None] * inverse, s[:, None] * np.abs(inverse)
-    near, far = (middle - span).max(axis=0), (middle + span).min(axis=0)
-    return np.where(near <= far, near, _FAR)
-
-
-def _hit_ellipsoid(o: np.ndarray, d: np.ndarray, s: np.ndarray) -> np.ndarray:
-    o, d = o / s, d / s[:, None]
-    a, b = np.einsum("in,in->n", d, d), o @ d
-    disc = b * b - a * (o @ o - 1)
-    return np.where(disc > 0, (-b - np.sqrt(np.maximum(disc, 0))) / a, _FAR)
-
-
-def _tube(o: np.ndarray, d: np.ndarray, r: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    a, b = d[0] * d[0] + d[1] * d[1] + np.float32(1e-12), o[0] * d[0] + o[1] * d[1]
-    disc = b * b - a * (o[0] * o[0] + o[1] * o[1] - r * r)
-    return a, b, disc, np.sqrt(np.maximum(disc, 0))
-
-
-def _hit_capsule(o: np.ndarray, d: np.ndarray, s: np.ndarray) -> np.ndarray:
-    a, b, disc, root = _tube(o, d, s[0])
-    t = (-b - root) / a
-    z = o[2] + t * d[2]
-    end = np.where(z > 0, s[2], -s[2])
-    oz = o[2] - end
-    bs = b + oz * d[2]
-    disc_s = bs * bs - (o[0] * o[0] + o[1] * o[1] + oz * oz - s[0] * s[0])
-    cap = np.where(disc_s > 0, -bs - np.sqrt(np.maximum(disc_s, 0)), _FAR)
-    return np.where(disc > 0, np.where(np.abs(z) <= s[2], t, cap), _FAR)
-
-
-def _hit_cylinder(o: np.ndarray, d: np.ndarray, s: np.ndarray) -> np.ndarray:
-    a, b, disc, root = _tube(o, d, s[0])
-    inverse = 1 / (d[2] + np.float32(1e-12))
-    middle, span = -o[2] * inverse, s[2] * np.abs(inverse)
-    near, far = np.maximum((-b - root) / a, middle - span), np.minimum((-b + root) / a, middle + span)
-    return np.where((disc > 0) & (near <= far), near, _FAR)
-
-
-_HIT = {BOX: _hit_box, ELLIPSOID: _hit_ellipsoid, CAPSULE: _hit_capsule, CYLINDER: _hit_cylinder}

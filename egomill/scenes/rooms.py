@@ -29,7 +29,9 @@ def surfaces(rng: np.random.Generator, m: Materials) -> tuple[tuple[int, ...], s
     grout = (0.62, 0.6, 0.57) if accent in ("brick", "tiled") else colour * 0.7
     if accent == "brick" and rng.random() < 0.6:
         colour = np.array([0.62, 0.34, 0.25])
-    fancy = m.add(_WALLS[accent], [grout, *shades(colour, 0.18)], {"brick": 0.9, "tiled": 0.8, "papered": 0.7, "striped": 0.9}.get(accent, 1.4))
+    fancy = m.add(
+        _WALLS[accent], [grout, *shades(colour, 0.18)], {"brick": 0.9, "tiled": 0.8, "papered": 0.7, "striped": 0.9}.get(accent, 1.4)
+    )
     walls = [plain] * 4
     for k in rng.choice(4, int(rng.integers(1, 4)), replace=False):
         walls[k] = fancy
@@ -38,7 +40,9 @@ def surfaces(rng: np.random.Generator, m: Materials) -> tuple[tuple[int, ...], s
     return (*walls, floor, ceiling), f"{word} and {article} {accent} wall"
 
 
-def furnish(b: Builder, rng: np.random.Generator, m: Materials, kind: str, room: np.ndarray, decals: list[Decal]) -> tuple[list[str], tuple]:
+def furnish(
+    b: Builder, rng: np.random.Generator, m: Materials, kind: str, room: np.ndarray, decals: list[Decal]
+) -> tuple[list[str], tuple]:
     """Fill the walls and corners; returns words for what stands there, and the lights (position, tint, strength)."""
     size = room[1] - room[0]
     first = {"kitchen": 2, "living room": 3, "workshop": 1, "office": 0}[kind]
@@ -54,8 +58,8 @@ def furnish(b: Builder, rng: np.random.Generator, m: Materials, kind: str, room:
         decals.append(shadow(place, (thing.width / 2, thing.depth / 2), 0.3, -0.5, _FACE_YAW[wall]))
         names.append(thing.name)
         if thing.height < 1.3:
-            for _ in range(int(rng.integers(1, 3))):
-                _poster(b, rng, m, wall, room, slide + rng.uniform(-0.7, 0.7), rng.uniform(1.65, 1.8))
+            for k in range(int(rng.integers(1, 3))):
+                _poster(b, rng, m, wall, room, slide + (-0.4, 0.45)[k] + rng.uniform(-0.04, 0.04), rng.uniform(1.65, 1.8))
     for corner, thing in zip(rng.permutation(4)[:3], rng.permutation(np.array(CORNER_THINGS, dtype=object)), strict=False):
         sx, sy = (1 if corner % 2 else -1), (1 if corner // 2 else -1)
         place = np.array([sx * (size[0] / 2 - thing.width / 2 - 0.02), sy * (size[1] / 2 - thing.depth / 2 - 0.02), 0.0])
@@ -66,7 +70,12 @@ def furnish(b: Builder, rng: np.random.Generator, m: Materials, kind: str, room:
     wall = walls[3]  # the wall without furniture has the window and a door
     yaw = _FACE_YAW[wall]
     slide = rng.uniform(-0.6, 0.6)
-    window = m.add(f"window{rng.integers(2)}", [(0.9, 0.9, 0.88), (0.36, 0.5, 0.32), (0.62, 0.72, 0.6), (0.66, 0.8, 0.96), (1.0, 1.0, 1.0)], 0.0, glow=1.0)
+    window = m.add(
+        f"window{rng.integers(2)}",
+        [(0.9, 0.9, 0.88), (0.36, 0.5, 0.32), (0.62, 0.72, 0.6), (0.66, 0.8, 0.96), (1.0, 1.0, 1.0)],
+        0.0,
+        glow=1.0,
+    )
     sill = m.add("plain", shades((0.88, 0.87, 0.84), 0.08), 0.5)
     place = _against(wall, room, slide, 0.0)
     frame = b.at(place, yaw)
@@ -86,13 +95,18 @@ def furnish(b: Builder, rng: np.random.Generator, m: Materials, kind: str, room:
         door.ball((0.36, 0.05, 1.0), 0.03, m.add("plain", [(0.6, 0.5, 0.3), (0.85, 0.75, 0.5)], 0.2, gloss=0.5))
     rug = m.add("carpet", [np.array(VIVID["white"]) * 0.8, *(muted(rng) for _ in range(4))], 0.0)
     if rng.random() < 0.75:
-        b.box((rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2), 0.003), (rng.uniform(1.0, 1.5), rng.uniform(0.8, 1.3), 0.003), rug, rng.integers(2) * np.pi / 2)
+        b.box(
+            (rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2), 0.003),
+            (rng.uniform(1.0, 1.5), rng.uniform(0.8, 1.3), 0.003),
+            rug,
+            rng.integers(2) * np.pi / 2,
+        )
     shade = m.add("plain", [(0.95, 0.9, 0.8), (1.0, 0.97, 0.9)], 0.3, glow=1.0)
     b.rod((0, 0, size[2] - 0.06), 0.28, 0.05, shade)
     warm = np.array([1.0, rng.uniform(0.88, 0.97), rng.uniform(0.72, 0.9)])
     lights = (
-        ((rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), size[2] - 0.25), tuple(warm), rng.uniform(0.6, 0.85)),
-        (tuple(place + 0.3 * inward + np.array([0, 0, 1.7])), (0.85, 0.94, 1.0), rng.uniform(0.45, 0.75)),
+        ((rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), size[2] - 0.25), tuple(warm), rng.uniform(0.72, 1.0)),
+        (tuple(place + 0.3 * inward + np.array([0, 0, 1.7])), (0.85, 0.94, 1.0), rng.uniform(0.55, 0.85)),
     )
     return names, lights
 

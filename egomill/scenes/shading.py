@@ -1,7 +1,7 @@
 """Texture and light for the pixels that a ray caster found: Lambert with two lights, darker corners, and soft flat shadows.
 
-The shadows are decals: a soft-edged rectangle or ellipse that darkens (or, for sunlight, brightens) whatever surface lies at its height. That is
-not physics, but it grounds every object for the price of a few array operations.
+The shadows are decals: a soft-edged rectangle or ellipse that darkens (or, for sunlight, brightens) whatever surface lies at its
+height. That is not physics, but it grounds every object for the price of a few array operations.
 """
 
 from dataclasses import dataclass, field
@@ -23,11 +23,26 @@ class Decal:
     rot: np.ndarray = field(default_factory=lambda: EYE)
 
 
+@dataclass(frozen=True)
+class Finish:
+    """How a room's surfaces and lights look; materials are indices into the tables (textures.Materials.table)."""
+
+    room: np.ndarray  # [2, 3] min and max corner
+    faces: tuple[int, ...]  # materials of -x, +x, -y, +y, floor, ceiling
+    pattern: np.ndarray
+    tile: np.ndarray
+    glow: np.ndarray
+    gloss: np.ndarray
+    colours: np.ndarray
+    ambient: np.ndarray  # RGB
+    lamps: tuple  # (position, RGB tint, strength) each
+
+
 @dataclass
 class Batch:
     """Pixels of many surfaces, collected to be lit at once; one entry a surface in the lists."""
 
-    scene: object
+    finish: Finish
     pixel_angle: float
     origin: np.ndarray
     dirs: np.ndarray  # [3, h*w]
@@ -39,8 +54,8 @@ class Batch:
     count: int = 0
 
     @staticmethod
-    def start(scene, pixel_angle: float, origin: np.ndarray, dirs: np.ndarray, depth: np.ndarray) -> "Batch":
-        return Batch(scene, pixel_angle, origin, dirs.reshape(3, -1), depth.reshape(-1), [], [], [], [])
+    def start(finish: Finish, pixel_angle: float, origin: np.ndarray, dirs: np.ndarray, depth: np.ndarray) -> "Batch":
+        return Batch(finish, pixel_angle, origin, dirs.reshape(3, -1), depth.reshape(-1), [], [], [], [])
 
     def points(self, index: np.ndarray) -> np.ndarray:
         """World points [3, n] of pixels."""
@@ -52,7 +67,7 @@ class Batch:
         normal = np.zeros(3, np.float32)
         normal[axis] = -sign
         a, b = ((1, 2), (0, 2), (0, 1))[axis]
-        self._put(index, np.broadcast_to(normal[:, None], p.shape), p[a], -p[b], self.scene.faces[face])
+        self._put(index, np.broadcast_to(normal[:, None], p.shape), p[a], -p[b], self.finish.faces[face])
 
     def solid(self, solids: Solids, p: int, index: np.ndarray) -> None:
         R = solids.rot[p].astype(np.float32)
@@ -67,7 +82,7 @@ class Batch:
             x, y, z = local
             u, v = np.where(axis == 0, sign * y, np.where(axis == 1, -sign * x, x)), np.where(axis == 2, -y, -z)
             half_u, half_v = size[[1, 0, 0]][axis], size[[2, 2, 1]][axis]
-            if self.scene.tile[material] == 0:
+            if self.finish.tile[material] == 0:
                 u, v, span = u / (2 * half_u) + 0.5, v / (2 * half_v) + 0.5, float(2 * size.max())
             else:
                 tall = half_v > half_u
@@ -84,14 +99,14 @@ class Batch:
                 normal = local / (size * size)[:, None]
                 normal /= np.sqrt((normal * normal).sum(axis=0)) + np.float32(1e-9)
             u, v = np.arctan2(y, x), -z
-            if self.scene.tile[material] == 0:
+            if self.finish.tile[material] == 0:
                 u, v, span = u * np.float32(1 / np.pi), v / (2 * size[2]) + 0.5, float(2 * size[2])
             else:
                 u = u * size[0]
         self._put(index, R @ normal, u, v, material, span)
 
     def _put(self, index: np.ndarray, normal: np.ndarray, u: np.ndarray, v: np.ndarray, material: int, span: float | None = None) -> None:
-        tile = float(self.scene.tile[material])
+        tile = float(self.finish.tile[material])
         if span is None:
             u, v, span = u / np.float32(tile), v / np.float32(tile), tile
         self.index.append(index)
@@ -103,7 +118,7 @@ class Batch:
 
 def light(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """The collected pixels: flat index [n] and colour float32 [n, 3] in 0..1."""
-    scene = batch.scene
+    finish = batch.finish
     index = np.concatenate(batch.index)
     normal, (u, v) = np.concatenate(batch.normal, axis=1), np.concatenate(batch.uv, axis=1)
     materials, density, counts = zip(*batch.texels, strict=True)
@@ -111,37 +126,38 @@ def light(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     material = np.repeat(which, counts)
     dirs, depth = batch.dirs[:, index], batch.depth[index]
     facing = np.abs(np.einsum("in,in->n", normal, dirs))
-    footprint = depth * np.repeat(np.array(density, np.float32) * np.float32(batch.pixel_angle), counts) / np.maximum(facing, np.float32(0.3))
+    footprint = (
+        depth * np.repeat(np.array(density, np.float32) * np.float32(batch.pixel_angle), counts) / np.maximum(facing, np.float32(0.3))
+    )
     level = np.clip(np.log2(footprint + np.float32(1e-6)), 0, LEVELS - 1).astype(np.int32)
-    value = sample(np.repeat(scene.pattern[which], counts), u, v, level)
-    albedo = scene.colours.take(material * 256 + value.astype(np.int32), axis=0).T  # [3, n]
+    value = sample(np.repeat(finish.pattern[which], counts), u, v, level)
+    albedo = finish.colours.take(material * 256 + value.astype(np.int32), axis=0).T  # [3, n]
 
     point = batch.origin[:, None] + depth * dirs
     corner = np.ones_like(depth)
     for axis in range(3):
-        wall = np.minimum(point[axis] - np.float32(scene.room[0, axis]), np.float32(scene.room[1, axis]) - point[axis])
+        wall = np.minimum(point[axis] - np.float32(finish.room[0, axis]), np.float32(finish.room[1, axis]) - point[axis])
         corner *= 1 - np.float32(0.32) * (1 - np.abs(normal[axis])) * np.exp(wall * np.float32(-1 / 0.22))
     total = np.empty_like(albedo)
     shade = corner * (np.float32(0.86) + np.float32(0.14) * normal[2])
-    total[:] = shade * np.asarray(scene.ambient, np.float32)[:, None]
-    for lamp, tint, strength in scene.lamps:
+    total[:] = shade * np.asarray(finish.ambient, np.float32)[:, None]
+    for lamp, tint, strength in finish.lamps:
         to = np.asarray(lamp, np.float32)[:, None] - point
         square = np.einsum("in,in->n", to, to)
         lambert = np.maximum(np.einsum("in,in->n", to, normal) / np.sqrt(square), 0)
         total += (np.float32(strength) * corner * lambert / (1 + np.float32(0.18) * square)) * np.asarray(tint, np.float32)[:, None]
-    glow = np.repeat(scene.glow[which], counts)
-    if scene.glow[which].any():
+    glow = np.repeat(finish.glow[which], counts)
+    if finish.glow[which].any():
         total += (glow * (np.float32(1.15) - total)) * (glow > 0)
     colour = albedo * total
-    gloss = np.float32(scene.gloss)[material] if scene.gloss.any() else None
-    if gloss is not None:
-        at = np.flatnonzero(gloss)
-        if len(at):
-            to = np.asarray(scene.lamps[0][0], np.float32)[:, None] - point[:, at]
-            to /= np.sqrt(np.einsum("in,in->n", to, to))
-            middle = to - dirs[:, at]
-            middle /= np.sqrt(np.einsum("in,in->n", middle, middle))
-            colour[:, at] += gloss[at] * np.maximum(np.einsum("in,in->n", middle, normal[:, at]), 0) ** 24
+    gloss = finish.gloss[material]
+    at = np.flatnonzero(gloss)
+    if len(at):
+        to = np.asarray(finish.lamps[0][0], np.float32)[:, None] - point[:, at]
+        to /= np.sqrt(np.einsum("in,in->n", to, to))
+        middle = to - dirs[:, at]
+        middle /= np.sqrt(np.einsum("in,in->n", middle, middle))
+        colour[:, at] += gloss[at] * np.maximum(np.einsum("in,in->n", middle, normal[:, at]), 0) ** 24
     np.clip(colour, 0, 1, out=colour)
     return index, colour.T
 

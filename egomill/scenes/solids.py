@@ -1,4 +1,7 @@
-"""The four convex solids that everything is made of, as arrays: a box, an ellipsoid, a capsule and a cylinder (the last two along their local z)."""
+"""The four convex solids that everything is made of, as arrays.
+
+A box, an ellipsoid, a capsule and a cylinder, the last two along their local z.
+"""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,7 @@
 """Tileable grey patterns, and the palettes that colour them.
 
-A texture here is one byte a texel (built once a process, with its mip levels), and a material is a pattern seen through a 256-entry palette: a few
-dozen patterns and five random colours each give endless rooms, and building a scene costs no texture synthesis at all.
+A texture here is one byte a texel (built once a process, with its mip levels), and a material is a pattern seen through a 256-entry
+palette: a few dozen patterns and five random colours each give endless rooms, and building a scene costs no texture synthesis at all.
 """
 
 from dataclasses import dataclass, field
@@ -106,7 +106,10 @@ def _draw(name: str, rng: np.random.Generator) -> np.ndarray:
     if kind == "planks":
         return _bricks(rng, 8, 2, 0.004, float(rng.choice([0.5, 0.37])), noise(rng, 16, 4, stretch=8))
     if kind == "parquet":
-        a, b = _bricks(rng, 16, 4, 0.004, 0.0, noise(rng, 16, 3, stretch=8)), _bricks(rng, 16, 4, 0.004, 0.0, noise(rng, 16, 3, stretch=8)).T
+        a, b = (
+            _bricks(rng, 16, 4, 0.004, 0.0, noise(rng, 16, 3, stretch=8)),
+            _bricks(rng, 16, 4, 0.004, 0.0, noise(rng, 16, 3, stretch=8)).T,
+        )
         return np.where((np.floor(x * 4) + np.floor(y * 4)) % 2 > 0, a, b)
     if kind == "tiles":
         return _bricks(rng, 4, 4, 0.006, 0.0, soft)
@@ -136,7 +139,9 @@ def _draw(name: str, rng: np.random.Generator) -> np.ndarray:
         body = np.where(ring < 0.05, 0.0, np.where(ring < 0.11, 1.0, np.where(diamond < 0.3, 0.75, 0.4)))
         return np.clip(body + 0.2 * (fine - 0.5), 0, 1)
     if kind == "label":
-        return np.where((y > 0.28) & (y < 0.72), np.where((np.abs(y - 0.5) < 0.07) & (np.sin(2 * np.pi * 9 * x) > -0.2), 0.0, 1.0), 0.5 + 0.1 * soft)
+        return np.where(
+            (y > 0.28) & (y < 0.72), np.where((np.abs(y - 0.5) < 0.07) & (np.sin(2 * np.pi * 9 * x) > -0.2), 0.0, 1.0), 0.5 + 0.1 * soft
+        )
     if kind == "card":
         return np.where(np.abs(x - 0.5) < 0.05, 0.9, np.clip(0.3 + 0.3 * soft + 0.1 * np.sin(2 * np.pi * 40 * y), 0, 1))
     if kind == "poster":
@@ -208,5 +213,5 @@ class Materials:
 
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """pattern int32 [M], tile, glow and gloss float32 [M], colours float32 [M*256, 3]."""
-        numbers = (np.array(column, np.float32) for column in (self.tile, self.glow, self.gloss))
-        return (np.array(self.pattern, np.int32), *numbers, np.concatenate(self.palette))
+        tile, glow, gloss = (np.array(column, np.float32) for column in (self.tile, self.glow, self.gloss))
+        return np.array(self.pattern, np.int32), tile, glow, gloss, np.concatenate(self.palette)

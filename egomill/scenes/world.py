@@ -1,7 +1,7 @@
 """What is in a scene at time t: a room, its furniture, a table with things on it, a person who handles them, and five cameras.
 
-Everything follows from one seed. World: metres, z up, floor at z = 0, origin in the middle of the room. The table stands near it; the person at
-one of its long sides; the exo cameras around the two, inside the room, so that nothing tall is between.
+Everything follows from one seed. World: metres, z up, floor at z = 0, origin in the middle of the room. The table stands near it; the
+person at one of its long sides; the exo cameras around the two, inside the room, so that nothing tall is between.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from egomill.scenes.furniture import VIVID, WOODS, muted, shades
 from egomill.scenes.person import Look, Posture, body
 from egomill.scenes.plan import Plan, make_plan
 from egomill.scenes.rooms import furnish, surfaces
-from egomill.scenes.shading import Decal
+from egomill.scenes.shading import Decal, Finish
 from egomill.scenes.solids import Builder, Solids, rot_z
 from egomill.scenes.textures import Materials
 
@@ -37,17 +37,9 @@ class Scene:
     """A furnished room with a person's plan; `moment(t)` gives what moves at t seconds."""
 
     kind: str
-    room: np.ndarray  # [2, 3] min and max corner
-    faces: tuple[int, ...]  # materials of the room's six faces
+    finish: Finish
     static: Solids
     decals: tuple[Decal, ...]
-    pattern: np.ndarray  # material tables, see textures.Materials.table
-    tile: np.ndarray
-    glow: np.ndarray
-    gloss: np.ndarray
-    colours: np.ndarray
-    ambient: np.ndarray
-    lamps: tuple
     look: Look
     plan: Plan
     table: tuple[np.ndarray, float, float, float]  # origin (middle of the person's edge, table height), yaw, length, depth
@@ -72,7 +64,16 @@ class Scene:
         x = self.plan.root.at(t)[0]
         pace = abs(self.plan.root.at(t + 0.05)[0] - self.plan.root.at(t - 0.05)[0]) / 0.1
         root = origin + R @ np.array([x, -0.2, 0.0])
-        posture = Posture(root[:2], yaw, 7.0 * x + 0.5 * np.sin(0.8 * t), float(np.clip(pace / 0.35, 0, 1)), grips, radius, curl, origin + R @ self.plan.gaze.at(t))
+        posture = Posture(
+            root[:2],
+            yaw,
+            7.0 * x + 0.5 * np.sin(0.8 * t),
+            float(np.clip(pace / 0.35, 0, 1)),
+            grips,
+            radius,
+            curl,
+            origin + R @ self.plan.gaze.at(t),
+        )
         person, head, eye = body(self.look, posture)
         solids = person
         for solid, track, r in zip(self.items, self.plan.items, self.radii, strict=True):
@@ -126,7 +127,14 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
     length, depth, height = rng.uniform(1.5, 2.1), rng.uniform(0.72, 0.85), rng.uniform(0.82, 0.93)
     middle, yaw = rng.uniform(-0.35, 0.35, 2), rng.integers(4) * np.pi / 2 + rng.uniform(-0.12, 0.12)
     R = rot_z(yaw)
-    tops = {"wooden": f"wood{rng.integers(3)}", "marble": "marble", "white": "plain", "green": "plain", "blue": "plaster", "tiled": "tiles1"}
+    tops = {
+        "wooden": f"wood{rng.integers(3)}",
+        "marble": "marble",
+        "white": "plain",
+        "green": "plain",
+        "blue": "plaster",
+        "tiled": "tiles1",
+    }
     top = str(rng.choice(list(tops), p=(0.5, 0.1, 0.12, 0.08, 0.1, 0.1)))
     stops = {
         "wooden": WOODS[rng.integers(len(WOODS))],
@@ -163,7 +171,9 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
             decals.append(_contact(foot, r, 0.0))
 
     skin = np.array([(0.93, 0.74, 0.62), (0.82, 0.6, 0.45), (0.6, 0.41, 0.29), (0.4, 0.26, 0.18)][rng.integers(4)])
-    shirt = m.add(str(rng.choice(["stripes0", "hoops1", "plaid", "weave", "plain", "dots"])), shades(VIVID[str(rng.choice(list(VIVID)))], 0.45), 0.5)
+    shirt = m.add(
+        str(rng.choice(["stripes0", "hoops1", "plaid", "weave", "plain", "dots"])), shades(VIVID[str(rng.choice(list(VIVID)))], 0.45), 0.5
+    )
     flesh = m.add("plain", shades(skin, 0.1), 0.25)
     long_sleeves = bool(rng.random() < 0.5)
     look = Look(
@@ -172,7 +182,11 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
         shirt,
         m.add("weave", shades(muted(rng) * 0.6), 0.3),
         m.add("plain", shades(muted(rng) * 0.5), 0.3),
-        m.add("wood0", shades(np.array([(0.1, 0.08, 0.07), (0.3, 0.18, 0.1), (0.6, 0.45, 0.22), (0.45, 0.44, 0.43)][rng.integers(4)]), 0.4), 0.15),
+        m.add(
+            "wood0",
+            shades(np.array([(0.1, 0.08, 0.07), (0.3, 0.18, 0.1), (0.6, 0.45, 0.22), (0.45, 0.44, 0.43)][rng.integers(4)]), 0.4),
+            0.15,
+        ),
         m.add("plain", [(0.05, 0.05, 0.06), (0.12, 0.12, 0.13)], 0.2, gloss=0.3),
         rng.uniform(0.95, 1.05),
         bool(rng.random() < 0.45),
@@ -182,16 +196,25 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
     stand = edge + R @ np.array([0, -0.1, 0])
     for k, cam in enumerate(EXO):
         angle = yaw + np.pi / 4 + k * np.pi / 2 + rng.uniform(-0.3, 0.3)
-        eye = stand + rng.uniform(1.9, 2.7) * np.array([np.cos(angle), np.sin(angle), 0])
+        eye = stand + rng.uniform(1.6, 2.4) * np.array([np.cos(angle), np.sin(angle), 0])
         eye[:2] = np.clip(eye[:2], room[0, :2] + 0.45, room[1, :2] - 0.45)
         eye[2] = rng.uniform(1.5, 2.2)
         exo[cam] = look_at(eye, stand + R @ np.array([rng.uniform(-0.15, 0.15), 0.12, 0.05]))
     words = (f"a {top} table", f"in {'an' if kind[0] == 'o' else 'a'} {kind} with {surroundings}" + (f" and {things[0]}" if things else ""))
     names = tuple(f"{c} {k}" for c, k in zip(colours, kinds, strict=False))
-    pattern, tile, glow, gloss, table = m.table()
     tint = rng.uniform(-0.04, 0.04)
-    ambient = rng.uniform(0.4, 0.52) * np.array([1.0 + tint, 1.0, 1.03 - tint])
+    ambient = rng.uniform(0.46, 0.58) * np.array([1.0 + tint, 1.0, 1.03 - tint])
     return Scene(
-        kind, room, faces, static, tuple(decals), pattern, tile, glow, gloss, table, ambient, lamps, look, plan,
-        (edge, float(yaw), float(length), float(depth)), tuple(items), radii, names, words, exo,
-    )  # fmt: skip
+        kind=kind,
+        finish=Finish(room, faces, *m.table(), ambient, lamps),
+        static=static,
+        decals=tuple(decals),
+        look=look,
+        plan=plan,
+        table=(edge, float(yaw), float(length), float(depth)),
+        items=tuple(items),
+        radii=radii,
+        names=names,
+        words=words,
+        T_world_exo=exo,
+    )
