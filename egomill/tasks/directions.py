@@ -1,0 +1,59 @@
+"""Where each token looks, for geometry-guided attention: world rays of ego tokens, world points of exo tokens, ego centres."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from egomill.kernels.cameras import Camera
+from egomill.kernels.directions import ego_rays, exo_points, latent_centres
+from egomill.schemas.config import Profile
+from egomill.schemas.tensors import pack, unpack, unpack_depth
+from egomill.tasks.stage import Stage
+
+
+def stage(profile: Profile) -> Stage:
+    """Directions of every chosen clip. ValueError on the geometry "egox-released", which is not offered."""
+    if profile.directions.geometry != "calibrated":
+        raise ValueError(f"directions.geometry {profile.directions.geometry!r} is not yet offered; use 'calibrated'")
+    return Stage(
+        name="directions",
+        reads={"clips": ("exo_camera", "ego_camera", "T_world_exo", "T_world_ego"), "depth": ("depth",)},
+        config=profile.directions.model_dump(),
+        worker=worker,
+        where="chosen",
+    )
+
+
+def worker():
+    """Stateless: the function below is the worker."""
+    return directions
+
+
+def directions(row: dict) -> dict:
+    """A clip's cameras, poses and depth in; compact token geometry on the 4x16x16 grid out. Computed in world float32."""
+    clip = row["clips"]
+    exo_camera = Camera.from_dict(json.loads(clip["exo_camera"]))
+    ego_camera = Camera.from_dict(json.loads(clip["ego_camera"]))
+    T_world_exo = torch.from_numpy(unpack(clip["T_world_exo"])).float()
+    T_world_ego = torch.from_numpy(unpack(clip["T_world_ego"])).float()
+    depth = torch.from_numpy(_nearest(unpack_depth(row["depth"]["depth"]), exo_camera.width, exo_camera.height))
+    centres = latent_centres(T_world_ego)
+    points, exo_valid = exo_points(depth, exo_camera, T_world_exo, centres)
+    rays, ego_valid = ego_rays(ego_camera, T_world_ego)
+    return {
+        "exo_points": pack(points.numpy().astype(np.float32)),
+        "exo_valid": pack(exo_valid.numpy()),
+        "ego_rays": pack(rays.numpy().astype(np.float16)),
+        "ego_valid": pack(ego_valid.numpy()),
+        "centres": pack(centres.numpy().astype(np.float32)),
+    }
+
+
+def _nearest(depth: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Depth [F, h, w] at the token grid's picture size, without blending surfaces."""
+    rows = ((np.arange(height) + 0.5) * depth.shape[1] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * depth.shape[2] / width).astype(int)
+    return depth[:, rows[:, None], columns]
