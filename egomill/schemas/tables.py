@@ -64,6 +64,7 @@ TABLES: dict[str, pa.Schema] = {
         ego_video=_S,
         exo_camera=_S,  # JSON of Camera at the profile's exo picture: after crop and resize
         exo_crop=pa.list_(_I),  # left, top, width, height in source pixels, then resized to the profile's exo size
+        exo_lens=_S,  # JSON of Camera of the source video where the recipe undistorts, else ""
         ego_camera=_S,  # JSON of Camera at the profile's ego picture
         T_world_exo=TENSOR,  # [4, 4] float64
         T_world_ego=TENSOR,  # [F, 4, 4] float64
@@ -75,6 +76,8 @@ TABLES: dict[str, pa.Schema] = {
         blur=_F,
         exposure=_F,
         pose_coverage=_F,
+        task=_S,  # of the take
+        description=_S,  # what annotators wrote for the window, one sentence after the other
     ),
     "depth": _derived(
         "clip_id",
