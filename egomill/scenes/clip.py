@@ -48,7 +48,7 @@ def sample_clip(
     start = float(rng.uniform(0.0, max(HORIZON - length, 0.0)))
     times = start + np.arange(frames) / fps
     scene = make_scene(seed, max(HORIZON, length + 1.0), (start, start + length))
-    focal = float(np.round(rng.uniform(1221, 1270)))
+    focal = float(np.round(rng.uniform(1744, 1814)))
     exo_camera = Camera(GOPRO_TYPICAL.model, (focal, focal, *GOPRO_TYPICAL.params[2:]), 3840, 2160).rescale(*exo_size)
     ego_camera = aria_sensor_to_stored(ARIA_RGB_TYPICAL, ego_size)
     T_world_exo = scene.T_world_exo[EXO[exo_index]]

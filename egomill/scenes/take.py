@@ -128,7 +128,7 @@ def _lenses(rng: np.random.Generator) -> tuple[dict[str, Camera], Camera]:
     """Four exo lenses at 3840x2160 and the head's at 2880x2880, each a little different, as cameras are."""
     exo = {}
     for cam in EXO:
-        f = round(float(rng.uniform(1221, 1270)), 4)
+        f = round(float(rng.uniform(1744, 1814)), 4)
         exo[cam] = Camera(GOPRO_TYPICAL.model, (f, f, *GOPRO_TYPICAL.params[2:]), 3840, 2160)
     f, cx, cy = (round(float(rng.uniform(*span)), 4) for span in ((1212, 1230), (1452, 1468), (1436, 1448)))
     typical = ARIA_RGB_TYPICAL
