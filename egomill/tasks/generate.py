@@ -13,12 +13,11 @@ from functools import partial
 import torch
 
 from egomill.models import attention, batch, egox
-from egomill.models.embed import embed_text
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack
-from egomill.tasks import adapters, video, weights
+from egomill.tasks import adapters, bases, video
 from egomill.tasks.stage import Stage
 
 LATENTS = ("exo", "prior", "cover", "text", "image")
@@ -27,7 +26,7 @@ DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
 
 def stage(profile: Profile, adapter: str, folder: str = "") -> Stage:
     """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training."""
-    revision = weights.revision(profile.model)
+    revision = bases.revision(profile.model)
     settings = profile.model.model_dump(include={"mask", "gga", "lambda_g", "text_tokens"})
     if folder:
         about = adapters.describe(folder)
@@ -54,14 +53,14 @@ class Generator:
 
     def __init__(self, profile: Profile, settings: dict, folder: str) -> None:
         self.settings, self.sampler = settings, profile.generate
-        self.parts = weights.load_parts(profile.model)
+        self.parts = bases.load(profile.model, "transformer", "vae", *(["text"] if profile.generate.guidance > 1 else []))
         if folder:
-            adapters.load(self.parts.transformer, folder, weights.revision(profile.model))
+            adapters.load(self.parts.transformer, folder, bases.revision(profile.model))
         self.parts.transformer.eval()
         self.state = attention.install_gga(self.parts.transformer)
         self.negative = None
         if self.sampler.guidance > 1:
-            self.negative = embed_text(self.parts.tokenizer, self.parts.text_encoder, [""], settings["text_tokens"])
+            self.negative = self.parts.encode_text([""], settings["text_tokens"]).float()
 
     def __call__(self, row: dict) -> dict | Rejected:
         started = time.monotonic()

@@ -10,21 +10,21 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from egomill.kernels.fill import push_pull
 from egomill.models.batch import to_latent
 from egomill.models.egox import cover_cells
-from egomill.models.embed import embed_image, embed_text
 from egomill.schemas.config import Model, Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack, unpack
-from egomill.tasks import video, views, weights
+from egomill.tasks import bases, video, views
 from egomill.tasks.stage import Stage
 
 
 def stage(profile: Profile) -> Stage:
     """Latents of every chosen clip by the profile's base."""
-    revision = weights.revision(profile.model)
+    revision = bases.revision(profile.model)
     return Stage(
         name="latents",
         reads={
@@ -45,7 +45,7 @@ class Encoder:
 
     def __init__(self, model: Model) -> None:
         self.tokens = model.text_tokens
-        self.parts = weights.load_parts(model, transformer=False)
+        self.parts = bases.load(model, "vae", "text", "image")
 
     def __call__(self, row: dict) -> dict | Rejected:
         clip = row["clips"]
@@ -59,10 +59,12 @@ class Encoder:
         broken = [name for name, latent in latents.items() if not latent.isfinite().all()]
         if broken:
             raise ArithmeticError(f"clip {clip['clip_id']}: latents of {', '.join(broken)} are not finite")
-        text = embed_text(self.parts.tokenizer, self.parts.text_encoder, [row["captions"]["text"]], self.tokens)[0]
-        image = None
-        if self.parts.image_encoder is not None:
-            image = pack(embed_image(self.parts.image_processor, self.parts.image_encoder, exo[0]).half().cpu().numpy())
-        packed = {name: pack(latent.half().numpy()) for name, latent in latents.items()}
-        cover = pack(cover_cells(valid[None])[0].half().numpy())
-        return {**packed, "cover": cover, "text": pack(text.half().cpu().numpy()), "image": image}
+        text = self.parts.encode_text([row["captions"]["text"]], self.tokens)[0]
+        image = self.parts.encode_image(torch.from_numpy(exo[:1]))  # of the exo view: the true ego view is not to be seen
+        packed = {name: _half(latent) for name, latent in latents.items()}
+        cover = _half(cover_cells(valid[None])[0])
+        return {**packed, "cover": cover, "text": _half(text), "image": None if image is None else _half(image[0])}
+
+
+def _half(tensor: Tensor) -> dict:
+    return pack(tensor.half().cpu().numpy())

@@ -28,7 +28,7 @@ from egomill.models import batch
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack, unpack_depth
-from egomill.tasks import perceptual, video, views, weights
+from egomill.tasks import bases, perceptual, video, views
 from egomill.tasks.stage import Stage
 
 METRICS = {"psnr": similarity.psnr, "ssim": similarity.ssim, "haarpsi": similarity.haarpsi}
@@ -45,7 +45,7 @@ def stage(profile: Profile, adapter: str) -> Stage:
     }
     first, where, codec = {"priors": inputs.pop("priors")}, "", ""
     if adapter == "codec":
-        codec = weights.revision(profile.model)
+        codec = bases.revision(profile.model)
         first, where = {"latents": ("ego",)}, f"model = '{codec}'"
     elif adapter != "prior":
         first, where = {"generations": ("video",)}, f"adapter = '{adapter}'"
@@ -66,7 +66,7 @@ class Scorer:
     def __init__(self, profile: Profile, adapter: str) -> None:
         self.adapter = adapter
         self.measures, self.missing = perceptual.load(profile.evaluate)
-        self.parts = weights.load_parts(profile.model, transformer=False, text=False) if adapter == "codec" else None
+        self.parts = bases.load(profile.model, "vae") if adapter == "codec" else None
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         clip = row["clips"]

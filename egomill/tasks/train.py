@@ -11,7 +11,7 @@ import os
 
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, digest
-from egomill.tasks import adapters, samples, train_loop, weights
+from egomill.tasks import adapters, bases, samples, train_loop
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Adapter, Tracker
 
@@ -23,7 +23,7 @@ def recipe(profile: Profile) -> str:
     """Digest of all but the data that makes an adapter: settings, base weights, code."""
     settings = profile.train.model_dump(exclude={"checkpoint_every"})
     conditioning = profile.model.model_dump(exclude={"base", "revision"})
-    return digest(settings, conditioning, weights.revision(profile.model), code_of(train_loop.__name__))
+    return digest(settings, conditioning, bases.revision(profile.model), code_of(train_loop.__name__))
 
 
 def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | None:
@@ -41,7 +41,7 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base; what broke a worker
     otherwise, after the restarts are used up.
     """
-    versions, revision = release["tables"], weights.revision(profile.model)
+    versions, revision = release["tables"], bases.revision(profile.model)
     clips = samples.clips_of(lake, versions, revision, ("train",))
     if not clips:
         raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from egomill.models import attention, batch, egox, lora
 from egomill.schemas.config import Profile
-from egomill.tasks import adapters, samples, sheets, weights
+from egomill.tasks import adapters, bases, samples, sheets
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
 
@@ -65,7 +65,7 @@ def loop(plan: Plan) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     settings, model, device = plan.profile.train, plan.profile.model, str(get_device())
     torch.manual_seed(settings.seed)
-    parts = weights.load_parts(model, text=False, device=device)
+    parts = bases.load(model, "transformer", "vae", device=device)
     parameters = lora.add(parts.transformer, settings.rank, settings.alpha, settings.targets, settings.seed)
     state = attention.install_gga(parts.transformer)
     if settings.gradient_checkpointing:

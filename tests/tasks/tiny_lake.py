@@ -75,7 +75,7 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list
             | {"clip_id": key, "take_uid": take, "take_name": take, "split": "unseen" if i >= clips - held_out else "train", "chosen": True}
             | {"why": "chosen", "exo_cam": "cam01", "start": 0, "stride": 1, "frames": FRAMES, "fps": FPS, "root": root}
             | {"exo_video": f"{i}-exo.mp4", "ego_video": f"{i}-ego.mp4", "exo_camera": json.dumps(EXO.to_dict())}
-            | {"exo_crop": [0, 0, EXO.width, EXO.height], "ego_camera": json.dumps(EGO.to_dict())}
+            | {"exo_lens": "", "exo_crop": [0, 0, EXO.width, EXO.height], "ego_camera": json.dumps(EGO.to_dict())}
             | {"T_world_exo": pack(T_exo.double().numpy()), "T_world_ego": pack(T_ego.double().numpy()), "depth_path": "", "depth_kind": ""}
             | {"depth_files": "", "overlap": 0.5, "motion": 0.1, "blur": 0.1, "exposure": 0.1, "pose_coverage": 1.0}
         )
@@ -99,3 +99,29 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list
     for table, rows in tables.items():
         lake.upsert(table, rows)
     return ids
+
+
+def base(folder: Path) -> Path:
+    """A base of stock classes in the diffusers layout with random weights, a few hundred kilobytes."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+    from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    from egomill.models.codec import CELL, PatchCodec
+
+    torch.manual_seed(0)
+    codec = PatchCodec(layers=0)
+    codec.fit(torch.nn.functional.interpolate(torch.randn(2000, 3, 3), CELL // 3, mode="linear").movedim(1, -1).flatten(1))
+    size = {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2}
+    parts = {
+        "transformer": WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=36, out_channels=16, **size),
+        "vae": codec,
+        "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
+        "tokenizer": ByT5Tokenizer(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+    index = {}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        index[name] = ["transformers" if name in ("text_encoder", "tokenizer") else "diffusers", type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

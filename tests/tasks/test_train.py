@@ -1,0 +1,102 @@
+"""LoRA training on Ray Train, then generation and scores by the adapter: two steps on a tiny lake."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_lake
+import torch
+
+from egomill.schemas.config import Profile
+from egomill.schemas.outcome import Rejected
+from egomill.tasks import adapters, bases, gate, generate, latents, releases, scores, train, video
+from egomill.tasks.lake import Lake
+from egomill.tasks.stage import Stage
+from egomill.tasks.tracking import Tracker
+
+SMALL = ["train.steps=2", "train.rank=4", "train.alpha=8", "train.batch=2", "train.workers=1", "train.checkpoint_every=1"]
+
+
+def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
+    """A stage's worker without Ray, and its rows into the lake."""
+    worker, made = stage.worker(), []
+    for key in keys:
+        row = {}
+        for i, (table, columns) in enumerate(stage.reads.items()):
+            row[table] = lake.rows(table, [key], dict.fromkeys(("clip_id", *columns)), where=stage.where if i == 0 else "")[0]
+        result = worker(row)
+        assert not isinstance(result, Rejected)
+        rows = result if isinstance(result, list) else [{"clip_id": key, **result}]
+        made += [{**r, **stage.constants, "fingerprint": "f", "run_id": "run"} for r in rows]
+    lake.upsert(stage.name, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    keys = tiny_lake.build(lake, clips=6, takes=3, held_out=2)
+    base = tiny_lake.base(tmp_path_factory.mktemp("base"))
+    profile = Profile.load("local", [*SMALL, f"model.base='{base}'"])
+    run_here(lake, latents.stage(profile), keys)
+    release, _ = releases.publish(lake, "run", profile, "r1")
+    return lake, keys, profile, release, Tracker.beside(lake.uri)
+
+
+def test_train_generate_score(built, ray_cluster):
+    lake, keys, profile, release, tracker = built
+    assert train.existing(release, profile, tracker) is None
+    adapter = train.train(lake, release, profile, tracker, "night")
+    assert (adapter.tags["release"], adapter.tags["steps"], adapter.tags["profile"]) == ("r1", "2", "local")
+    again = train.existing(release, profile, tracker)
+    assert again is not None
+    assert again.spec == adapter.spec
+    assert train.existing(release, with_(profile, learning_rate=0.5), tracker) is None
+    assert set(tracker.history(adapter.run_id, "loss")) == {0, 1}
+    assert len(tracker.history(adapter.run_id, "val_loss")) == 2
+    assert tracker.inputs(adapter.run_id)[0]["tables"] == release["tables"]
+    assert [f.path for f in tracker.client.list_artifacts(adapter.run_id, "samples")] == ["samples/first-batch.png"]
+
+    about = adapters.describe(adapter.folder)
+    assert (about["base_revision"], about["mask"], about["rank"], about["step"]) == (bases.revision(profile.model), "coverage", 4, 2)
+    fresh = bases.load(profile.model, "transformer").transformer
+    adapters.load(fresh, adapter.folder, about["base_revision"])
+    layer = fresh.blocks[0].attn1.to_q
+    assert set(layer.scaling.values()) == {2.0}  # alpha / rank came with the file
+    assert any(layer.lora_B[k].weight.abs().max() > 0 for k in layer.lora_B)  # and it has learnt
+    with pytest.raises(ValueError, match="trained on base"):
+        adapters.load(fresh, adapter.folder, "another")
+
+    held_out = keys[-2:]
+    stage = generate.stage(profile, adapter.spec, adapter.folder)
+    made = run_here(lake, stage, held_out)
+    frames = video.decode(made[0]["video"])
+    assert frames.shape == (tiny_lake.FRAMES, 64, 64, 3)
+    assert json.loads(made[0]["sampler"])["gga"] == profile.model.gga
+    assert run_here(lake, stage, held_out[::-1])[1]["video"] == made[0]["video"]  # same seed, same bytes, whatever the order
+    run_here(lake, generate.stage(profile, "base"), held_out)
+    base = video.decode(lake.rows("generations", held_out[:1], where="adapter = 'base'")[0]["video"])
+    assert not np.array_equal(frames, base)
+    for name in ("base", "prior", "codec", adapter.spec):
+        run_here(lake, scores.stage(profile, name), held_out)
+    comparison = gate.compare(lake, ["prior", "codec", "base", adapter.spec])
+    assert comparison["n_clips"] == 2
+    assert all(set(gate.METRICS) <= set(values) for values in comparison["means"].values())
+    assert comparison["not_computed"]["lpips"] == "not computed: no weights"
+
+
+def with_(profile: Profile, **changes) -> Profile:
+    return profile.model_copy(update={"train": profile.train.model_copy(update=changes)})
+
+
+def test_two_workers_train_as_one_with_the_same_global_batch(built, ray_cluster):
+    lake, _, profile, release, tracker = built
+    one = train.existing(release, profile, tracker) or train.train(lake, release, profile, tracker, "night")
+    two = train.train(lake, release, with_(profile, workers=2, batch=1), tracker, "night")
+    for metric in ("loss", "grad_norm", "val_loss"):
+        assert tracker.history(one.run_id, metric) == pytest.approx(tracker.history(two.run_id, metric), rel=1e-4)
+    others = adapters.tensors(two.folder)
+    for name, tensor in adapters.tensors(one.folder).items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5)
+    assert not list(Path(lake.uri, "training").glob("*"))  # nothing left behind
