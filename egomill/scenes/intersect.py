@@ -20,7 +20,7 @@ def _hit_box(o: np.ndarray, d: np.ndarray, s: np.ndarray) -> np.ndarray:
 
 def _hit_ellipsoid(o: np.ndarray, d: np.ndarray, s: np.ndarray) -> np.ndarray:
     o, d = o / s, d / s[:, None]
-    a, b = np.einsum("in,in->n", d, d), o @ d
+    a, b = d[0] * d[0] + d[1] * d[1] + d[2] * d[2], o @ d
     disc = b * b - a * (o @ o - 1)
     return np.where(disc > 0, (-b - np.sqrt(np.maximum(disc, 0))) / a, _FAR)
 

@@ -125,7 +125,7 @@ def light(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     which = np.array(materials, np.int32)
     material = np.repeat(which, counts)
     dirs, depth = batch.dirs[:, index], batch.depth[index]
-    facing = np.abs(np.einsum("in,in->n", normal, dirs))
+    facing = np.abs(_dot(normal, dirs))
     footprint = (
         depth * np.repeat(np.array(density, np.float32) * np.float32(batch.pixel_angle), counts) / np.maximum(facing, np.float32(0.3))
     )
@@ -143,8 +143,8 @@ def light(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     total[:] = shade * np.asarray(finish.ambient, np.float32)[:, None]
     for lamp, tint, strength in finish.lamps:
         to = np.asarray(lamp, np.float32)[:, None] - point
-        square = np.einsum("in,in->n", to, to)
-        lambert = np.maximum(np.einsum("in,in->n", to, normal) / np.sqrt(square), 0)
+        square = _dot(to, to)
+        lambert = np.maximum(_dot(to, normal) / np.sqrt(square), 0)
         total += (np.float32(strength) * corner * lambert / (1 + np.float32(0.18) * square)) * np.asarray(tint, np.float32)[:, None]
     glow = np.repeat(finish.glow[which], counts)
     if finish.glow[which].any():
@@ -154,12 +154,17 @@ def light(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     at = np.flatnonzero(gloss)
     if len(at):
         to = np.asarray(finish.lamps[0][0], np.float32)[:, None] - point[:, at]
-        to /= np.sqrt(np.einsum("in,in->n", to, to))
+        to /= np.sqrt(_dot(to, to))
         middle = to - dirs[:, at]
-        middle /= np.sqrt(np.einsum("in,in->n", middle, middle))
-        colour[:, at] += gloss[at] * np.maximum(np.einsum("in,in->n", middle, normal[:, at]), 0) ** 24
+        middle /= np.sqrt(_dot(middle, middle))
+        colour[:, at] += gloss[at] * np.maximum(_dot(middle, normal[:, at]), 0) ** 24
     np.clip(colour, 0, 1, out=colour)
     return index, colour.T
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Column-wise dot product of [3, n] arrays (much faster than einsum on this shape)."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def cast_shadows(colour: np.ndarray, depth: np.ndarray, decals: list[Decal], windows: list, origin: np.ndarray, dirs: np.ndarray) -> None:

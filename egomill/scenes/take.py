@@ -24,6 +24,7 @@ from egomill.scenes.render import FACES, lattice, picture, render
 from egomill.scenes.world import EXO, Scene, make_scene
 
 EXO_SIZE, EGO_SIZE = (796, 448), 448
+_X264 = {"preset": "veryfast", "crf": "18", "threads": "1", "x264-params": "mbtree=0"}
 _SPACE = uuid.UUID("6f0c8c1e-7a53-5d0e-9b57-3d1f0a1c5e11")
 _README = """True depth of the simulated takes, one <take>/<camera>.npz an exo camera; no part of the Ego-Exo4D layout.
 static_depth   float32 [H, W]     of what never moves; 0 where the lens sees nothing
@@ -158,11 +159,15 @@ def _film_ego(scene: Scene, moments: list, camera: Camera, fps: int, video: Path
 
 
 class _Encoder:
-    """H.264, yuv420p, one thread: the same pictures give the same bytes."""
+    """H.264, yuv420p: the same pictures give the same bytes.
+
+    That takes one thread, and x264 without macroblock-tree rate control, whose AVX-512 code reads beyond its buffers (seen in PyAV 18's
+    x264: five different files from fourteen encodings of the same pictures; one with `mbtree=0`).
+    """
 
     def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
         self.container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"})
-        self.stream = self.container.add_stream("libx264", rate=Fraction(fps), options={"preset": "veryfast", "crf": "18", "threads": "1"})
+        self.stream = self.container.add_stream("libx264", rate=Fraction(fps), options=_X264)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         self.stream.codec_context.thread_count = 1
 
