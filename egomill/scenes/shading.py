@@ -163,7 +163,7 @@ def light(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Column-wise dot product of [3, n] arrays (much faster than einsum on this shape)."""
+    """Column-wise dot product of [3, n] arrays, summed in a fixed order."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
