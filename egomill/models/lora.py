@@ -29,7 +29,7 @@ def add(transformer: Any, rank: int, alpha: int, targets: Sequence[str], seed: i
     return found
 
 
-def state(transformer: Any) -> dict[str, Tensor]:
+def state(transformer: Any) -> dict[str, Any]:
     """The adapter's tensors as diffusers names them: `blocks.0.attn1.to_q.lora_A.weight`, ... on the CPU."""
     from peft import get_peft_model_state_dict
 

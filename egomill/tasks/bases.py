@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -31,7 +32,9 @@ def load(model: Model, *names: str, device: str = "") -> Parts:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = {"text": ("text_encoder", "tokenizer"), "image": ("image_encoder", "image_processor")}
     asked = [part for name in names for part in wanted.get(name, (name,))]
-    parts = dict.fromkeys(("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor"))
+    parts: dict[str, Any] = dict.fromkeys(
+        ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
+    )
     for name in asked:
         part = base.part(name)
         parts[name] = part.to(device) if isinstance(part, torch.nn.Module) else part

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.tracking import Adapter
 
-METRICS = ("psnr.all", "psnr.hole", "psnr.moved", "ssim.all", "haarpsi.all", "haarpsi.hole")  # never need weights
+METRICS = ("psnr.all", "psnr.hole", "psnr.moved", "ssim.all", "haarpsi.all", "haarpsi.hole", "haarpsi.moved")  # never need weights
 REFERENCES = {"prior": "filled prior", "codec": "codec alone", "base": "base, not tuned"}  # what stands beside adapters in `scores`
 
 Values = dict[str, dict[str, dict[str, float]]]  # adapter -> metric -> clip -> value

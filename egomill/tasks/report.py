@@ -24,6 +24,7 @@ from egomill.tasks.tracking import Tracker
 
 LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
 REGIONS = {"all": "", "hole": " in holes", "moved": " where it moved"}
+LOWER = ("lpips", "fvd")  # where less is better
 FAILURES = 200  # rows shown
 
 
@@ -134,8 +135,9 @@ def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> di
 
 
 def _metric_keys(comparison: dict) -> list[str]:
+    """The page's columns: what never needs weights, and what was computed with them."""
     found = {m for values in comparison["means"].values() for m in values}
-    return [m for m in gate.METRICS if m in found] + sorted(found - set(gate.METRICS))
+    return [m for m in gate.METRICS if m in found] + sorted(m for m in found if "." not in m)
 
 
 def _metric(key: str) -> dict:
@@ -148,26 +150,32 @@ def _best(comparison: dict) -> dict[str, str]:
     best = {}
     for metric in _metric_keys(comparison):
         means = {a: v[metric]["mean"] for a, v in comparison["means"].items() if metric in v and a != "codec"}
-        lower = metric.split(".")[0] in ("lpips", "fvd")
-        best[metric] = (min if lower else max)(means, key=lambda a: means[a]) if means else ""
+        best[metric] = (min if metric.split(".")[0] in LOWER else max)(means, key=lambda a: means[a]) if means else ""
     return best
 
 
-def _drawn(comparison: dict, metrics: list[dict]) -> list[dict]:
-    """Paired differences with the positions of their bars; each kind of metric has one scale."""
-    by_key = {m["key"]: m for m in metrics}
-    pairs = [p for p in comparison["pairs"] if p["metric"] in by_key]
-    reach: dict[str, float] = {}
-    for p in pairs:
-        kind = p["metric"].split(".")[0]
-        reach[kind] = max(reach.get(kind, 1e-9), abs(p["mean"]) + 2 * (p["se"] or 0))
-    drawn = []
-    for p in pairs:
-        scale, error = 112 / reach[p["metric"].split(".")[0]], 2 * (p["se"] or 0)
-        place = {"x": 120 + scale * p["mean"], "low": 120 + scale * (p["mean"] - error), "high": 120 + scale * (p["mean"] + error)}
-        clear = p["se"] is not None and abs(p["mean"]) > error
-        drawn.append({**p, **by_key[p["metric"]], **place, "clear": clear})
-    return drawn
+def _drawn(comparison: dict, metrics: list[dict]) -> dict:
+    """Paired differences as a table, a row a metric, with the positions of their bars; each kind of metric has one scale."""
+    found = {(p["a"], p["b"], p["metric"]): p for p in comparison["pairs"]}
+    columns = list(dict.fromkeys((p["a"], p["b"]) for p in comparison["pairs"]))
+    rows = []
+    for metric in metrics:
+        kind = metric["key"].split(".")[0]
+        alike = [p for p in comparison["pairs"] if p["metric"].split(".")[0] == kind]
+        scale = 74 / max([1e-9, *(abs(p["mean"]) + 2 * (p["se"] or 0) for p in alike)])
+        cells = []
+        for a, b in columns:
+            p = found.get((a, b, metric["key"]))
+            if p is None:
+                cells.append(None)
+                continue
+            error = 2 * (p["se"] or 0)
+            place = {"x": 80 + scale * p["mean"], "low": 80 + scale * (p["mean"] - error), "high": 80 + scale * (p["mean"] + error)}
+            clear = p["se"] is not None and abs(p["mean"]) > error
+            better = (p["mean"] > 0) != (kind in LOWER)
+            cells.append({**p, **place, "tone": "soft" if not clear else "accent" if better else "warn"})
+        rows.append({**metric, "cells": cells})
+    return {"columns": columns, "rows": rows, "takes": comparison["n_takes"]} if columns else {}
 
 
 def _lineage(lake: Lake, tracker: Tracker | None, spec: str) -> dict:

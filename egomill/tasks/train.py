@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, digest
@@ -74,7 +75,7 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     return adapter
 
 
-def fit(plan: train_loop.Plan, name: str):
+def fit(plan: train_loop.Plan, name: str) -> tuple[dict, Any]:
     """Run the workers; returns the last report and its checkpoint. `name` must be new: Ray silently goes on with an older run of a name."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
@@ -102,5 +103,4 @@ def fit(plan: train_loop.Plan, name: str):
     result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
-    return result.metrics, result.checkpoint
-
+    return result.metrics or {}, result.checkpoint
