@@ -8,19 +8,18 @@ parallelism belongs to the stages.
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import cv2
+import decord
 import numpy as np
-
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "512")  # of its own accord decord retries a cut-off file 10240 times: minutes
-import decord  # noqa: E402
+from av.video.stream import VideoStream
 
 Size = tuple[int, int]  # width, height in px
 Rect = Sequence[int]  # left, top, width, height in px
@@ -63,7 +62,7 @@ class Reader:
     """One open video, for many small reads. `len(reader)` frames; `read` as below."""
 
     def __init__(self, path: Path | str) -> None:
-        self.name = Path(path).name
+        self.path, self.name = path, Path(path).name
         probe(path)
         try:
             self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
@@ -84,9 +83,24 @@ class Reader:
         order, back = np.unique(wanted, return_inverse=True)  # forward through the file: no seek back to a key frame
         try:
             frames = self._reader.get_batch(order.tolist()).asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise VideoError(f"{self.name}: {_first_line(error)}") from error
+        except (decord.DECORDError, RuntimeError):
+            frames = _forward(self.path, order.tolist())
         return resize(frames, size, crop)[back]
+
+
+def _forward(path: Path | str, wanted: list[int]) -> np.ndarray:
+    """The frames of these ascending numbers by decoding from the start."""
+    found: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                if number == wanted[len(found)]:
+                    found.append(frame.to_ndarray(format="rgb24"))
+                    if len(found) == len(wanted):
+                        return np.stack(found)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{Path(path).name}: frame {wanted[len(found)]}: {error}") from error
+    raise VideoError(f"{Path(path).name}: no frame {wanted[len(found)]}")
 
 
 def read(path: Path | str, indices: Sequence[int], size: Size | None = None, crop: Rect | None = None) -> np.ndarray:
@@ -124,7 +138,7 @@ def for_browser(frames: np.ndarray, fps: float) -> bytes:
 def decode(data: bytes) -> np.ndarray:
     """All frames of an encoded video, uint8 RGB [F, H, W, 3]. Errors: VideoError."""
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise VideoError(f"{len(data)} bytes that are no video: {error}") from error
@@ -138,7 +152,7 @@ def _encode(frames: np.ndarray, fps: float, codec: str, pixels: str, options: di
     options = {**options, "x264-params": "mbtree=0"}  # mbtree's vector code reads past its rows: bytes vary from run to run
     with tempfile.NamedTemporaryFile(suffix=".mp4") as out:  # a file with a name: the muxer reads it again to move the index
         with av.open(out.name, "w", format="mp4", container_options=container or {}) as file:
-            stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(60060), options=options)
+            stream = cast(VideoStream, file.add_stream(codec, rate=Fraction(fps).limit_denominator(60060), options=options))
             stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], pixels
             stream.codec_context.thread_count = 1
             for frame in frames:

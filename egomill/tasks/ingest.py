@@ -1,0 +1,308 @@
+"""A take as the rest sees it: cameras, poses and videos that were checked, whatever layout they came in.
+
+Every fault has a name. What can be told apart is not guessed at: a video that is cut short, a pose that is no rotation or a lens that
+cannot be rejects the take, and the row says which file, camera or frame. Cameras of the annotation whose video was not downloaded, and
+videos of cameras that were never localised, are left out; with none left the take is rejected.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from egomill.kernels import poses
+from egomill.kernels.cameras import GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored, exo_from_annotation
+from egomill.schemas.config import Ingest, Profile
+from egomill.schemas.fingerprint import digest, file_sha256
+from egomill.schemas.outcome import Rejected
+from egomill.schemas.tensors import pack
+from egomill.tasks import video
+from egomill.tasks.sources import EGO_VIDEO, EXO_VIDEO
+from egomill.tasks.stage import Stage
+from egomill.tasks.untrusted import MEGABYTE, Bad, inside, load_json, npy_header, npz_headers, numbers
+
+MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
+RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
+LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
+
+
+def stage(profile: Profile) -> Stage:
+    """Takes from discovered items (`sources.discover`)."""
+    return Stage("takes", {}, profile.ingest.model_dump(), partial(Reader, profile.ingest))
+
+
+class Reader:
+    """An item's row in, a row of `takes` or a named rejection out."""
+
+    def __init__(self, settings: Ingest) -> None:
+        self.settings = settings
+
+    def __call__(self, row: dict) -> dict | Rejected:
+        try:
+            if row["fault"]:
+                raise Bad(*row["fault"])
+            return self._finish(row, (self._egox if row["layout"] == "egox" else self._release)(row))
+        except Bad as bad:
+            return bad.rejected
+        except video.VideoError as error:
+            return Rejected("video_undecodable", str(error))
+
+    # -- layouts ---------------------------------------------------------------------------------------------------
+
+    def _release(self, row: dict) -> dict:
+        root = Path(row["root"])
+        named = {Path(file).name: file for file in row["files"]}
+        exo_videos = {m[1]: file for name, file in named.items() if (m := EXO_VIDEO.fullmatch(name))}
+        ego_videos = {m[1]: file for name, file in named.items() if (m := EGO_VIDEO.fullmatch(name))}
+        if not exo_videos:
+            raise Bad("no_exo_video", row["folder"])
+        if not ego_videos:
+            raise Bad("no_ego_video", f"{row['folder']}: no aria*_214-1.mp4")
+        annotation = _annotation(root, row)
+        wearer = next((aria for aria in sorted(ego_videos) if aria in annotation), None)
+        cams = [cam for cam in sorted(exo_videos) if cam in annotation]
+        if wearer is None or not cams:
+            raise Bad("no_camera_pose", f"{row['pose']} poses none of {', '.join(sorted(ego_videos if wearer is None else exo_videos))}")
+
+        ego = video.probe(inside(root, ego_videos[wearer]))
+        infos = {cam: video.probe(inside(root, exo_videos[cam])) for cam in cams}
+        frames, fps = self._common({ego_videos[wearer]: ego, **{exo_videos[cam]: info for cam, info in infos.items()}})
+        ego_camera, lens_source = _ego_lens(root, named.get("online_calibration.jsonl"), ego)
+        exo = {}
+        for cam in cams:
+            camera = _exo_lens(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(infos[cam].width, infos[cam].height)
+            if abs(infos[cam].width / infos[cam].height / (16 / 9) - 1) > 0.02:
+                raise Bad("calibration_invalid", f"{cam}: the video is {infos[cam].width}x{infos[cam].height}, the calibration is 16:9")
+            depth = named.get(f"{cam}.npz")
+            if depth:
+                _check_range(inside(root, depth), infos[cam], frames)
+            pose = _pose(annotation[cam].get("camera_extrinsics"), cam)
+            exo[cam] = _view(exo_videos[cam], camera, pose, depth, "range" if depth else None)
+        dictionary = annotation[wearer].get("camera_extrinsics")
+        return {
+            "fps": fps,
+            "frames": frames,
+            "ego_video": ego_videos[wearer],
+            "ego_camera": ego_camera,
+            "lens_source": lens_source,
+            "T_world_ego": self._head(_by_frame(dictionary, wearer), frames),
+            "exo": exo,
+            "prior_video": "",
+        }
+
+    def _egox(self, row: dict) -> dict:
+        root, entry = Path(row["root"]), row["entry"]
+        if not entry.get("ego_gt_path"):
+            raise Bad("no_ego_video", "no ego_gt_path")
+        named = {k: entry[k] for k in ("exo_path", "ego_gt_path", "ego_prior_path") if entry.get(k)}
+        paths = {k: inside(root, path).relative_to(root).as_posix() for k, path in named.items()}
+        for key, reason in (("exo_path", "no_exo_video"), ("ego_gt_path", "no_ego_video")):
+            if not (root / paths[key]).is_file():
+                raise Bad(reason, paths[key])
+        exo, ego = video.probe(root / paths["exo_path"]), video.probe(root / paths["ego_gt_path"])
+        frames, fps = self._common({paths["exo_path"]: exo, paths["ego_gt_path"]: ego})
+        listed = entry.get("ego_extrinsics")
+        if not isinstance(listed, list) or not listed:
+            raise Bad("no_camera_pose", "no ego_extrinsics")
+        frames = min(frames, max(len(listed), frames - self.settings.frame_slack))  # 50 frames are stored, 49 count
+        camera = _egox_exo(_exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:])), exo)
+        depth = f"depth_maps/{row['take_name']}" if any(file.endswith(".npy") for file in row["files"]) else None
+        if depth:
+            _check_frames(root / depth, frames)
+        view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None)
+        ego_camera, lens_source = _ego_lens(root, None, ego)
+        return {
+            "fps": fps,
+            "frames": frames,
+            "ego_video": paths["ego_gt_path"],
+            "ego_camera": ego_camera,
+            "lens_source": lens_source,
+            "T_world_ego": self._head(dict(enumerate(listed)), frames),
+            "exo": {"exo": view},
+            "prior_video": paths.get("ego_prior_path", ""),
+        }
+
+    # -- what both share -------------------------------------------------------------------------------------------
+
+    def _finish(self, row: dict, take: dict) -> dict:
+        root = Path(row["root"])
+        files = {}
+        for name in row["files"]:
+            path = inside(root, name)
+            if not path.is_file():
+                raise Bad("take_unreadable", f"{name} has gone")
+            stat = path.stat()
+            files[name] = {"sha256": file_sha256(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        known = np.isfinite(take["T_world_ego"]).all(axis=(1, 2))
+        facts = {name: row[name] for name in ("take_name", "layout", "root", "split", "task")}
+        out = {
+            **facts,
+            **take,
+            "ego_camera": json.dumps(take["ego_camera"].to_dict()),
+            "T_world_ego": pack(take["T_world_ego"]),
+            "pose_coverage": float(known.mean()),
+            "exo": json.dumps(take["exo"]),
+            "files": json.dumps(files),
+            "descriptions": json.dumps(row["descriptions"]),
+        }
+        poses_told = np.where(known[:, None, None], take["T_world_ego"], 0).tolist()
+        used = {k: v for k, v in out.items() if k not in ("T_world_ego", "files")}
+        out["content"] = digest(used, poses_told, {name: file["sha256"] for name, file in files.items()})
+        return {"take_uid": row["take_uid"], **out}
+
+    def _common(self, infos: dict[str, video.VideoInfo]) -> tuple[int, float]:
+        """Frames that all videos have, and their rate. Bad where lengths differ by more than the slack, or rates by more than 1 %."""
+        lengths = {name: info.frames for name, info in infos.items()}
+        rates = {name: info.fps for name, info in infos.items()}
+        if max(lengths.values()) - min(lengths.values()) > self.settings.frame_slack:
+            raise Bad("frame_counts_disagree", json.dumps({Path(name).name: n for name, n in lengths.items()}))
+        if max(rates.values()) > 1.01 * min(rates.values()):
+            raise Bad("frame_counts_disagree", "rates " + json.dumps({Path(name).name: r for name, r in rates.items()}))
+        return min(lengths.values()), next(iter(rates.values()))
+
+    def _head(self, extrinsics: dict[int, Any], frames: int) -> np.ndarray:
+        """T_world_ego [frames, 4, 4] from world-to-camera matrices by frame; short gaps interpolated, NaN where unknown."""
+        settings = self.settings
+        if extrinsics and max(extrinsics) >= frames + settings.frame_slack:
+            raise Bad("poses_disagree", f"a pose for frame {max(extrinsics)}, the videos have {frames}")
+        T = torch.full((frames, 4, 4), torch.nan, dtype=torch.float64)
+        for frame, value in extrinsics.items():
+            matrix = _or_none(value, frame)
+            if matrix is None or frame >= frames:
+                continue
+            T_ego_world = poses.from_rt(torch.from_numpy(matrix))
+            if not poses.is_rigid(T_ego_world):
+                raise Bad("rotation_invalid", f"ego, frame {frame}")
+            T[frame] = poses.inverse(T_ego_world)
+        T = poses.fill_gaps(T, settings.max_pose_gap)
+        known = torch.isfinite(T).all(dim=-1).all(dim=-1)
+        if known.double().mean() < settings.min_pose_coverage:
+            last = int(known.nonzero().max()) + 1 if known.any() else 0
+            inner = known[:last].double().mean() if last else 0.0
+            reason = "poses_disagree" if inner >= settings.min_pose_coverage else "pose_gaps"
+            raise Bad(reason, f"ego poses for {int(known.sum())} of {frames} frames, the last for frame {last - 1}")
+        leaps = poses.jumps(T, settings.max_step, MAX_TURN).nonzero().flatten()
+        if len(leaps):
+            raise Bad("pose_jumps", f"ego, between frames {int(leaps[0]) - 1} and {int(leaps[0])}; {len(leaps)} in all")
+        return T.numpy()
+
+
+# -- pieces --------------------------------------------------------------------------------------------------------------
+
+
+def _annotation(root: Path, row: dict) -> dict[str, dict]:
+    """The camera_pose annotation's entries by camera. Bad where it is missing, unreadable, or another take's."""
+    if not row["pose"]:
+        raise Bad("no_camera_pose", f"no annotation of {row['take_uid']}")
+    value = load_json(inside(root, row["pose"]), "no_camera_pose", 256 * MEGABYTE)
+    if not isinstance(value, dict) or not isinstance(value.get("metadata"), dict):
+        raise Bad("no_camera_pose", f"{row['pose']}: no metadata")
+    told = tuple(value["metadata"].get(k) for k in ("take_uid", "take_name"))
+    if told != (row["take_uid"], row["take_name"]):
+        raise Bad("no_camera_pose", f"{row['pose']} says that it is of take {told[1]} ({told[0]})")
+    return {name: entry for name, entry in value.items() if name != "metadata" and isinstance(entry, dict)}
+
+
+def _by_frame(dictionary: Any, name: str) -> dict[int, Any]:
+    if not isinstance(dictionary, dict) or not dictionary:
+        raise Bad("no_camera_pose", f"{name} has no poses by frame")
+    if not all(key.isascii() and key.isdigit() for key in dictionary):
+        raise Bad("no_camera_pose", f"{name}: frames are not all numbers")
+    return {int(key): value for key, value in dictionary.items()}
+
+
+def _or_none(value: Any, frame: int) -> np.ndarray | None:
+    """A 3x4 extrinsic, or None where the annotation holds null or numbers that are not finite."""
+    if value is None:
+        return None
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Bad("pose_gaps", f"ego, frame {frame}: not numbers") from None
+    if array.shape != (3, 4):
+        raise Bad("pose_gaps", f"ego, frame {frame}: shape {array.shape} instead of (3, 4)")
+    return array if np.isfinite(array).all() else None
+
+
+def _pose(value: Any, name: str) -> np.ndarray:
+    """T_world_exo [4, 4] from a fixed camera's world-to-camera 3x4."""
+    T_exo_world = poses.from_rt(torch.from_numpy(numbers(value, (3, 4), f"{name} extrinsics", "calibration_invalid")))
+    if not poses.is_rigid(T_exo_world):
+        raise Bad("rotation_invalid", name)
+    return poses.inverse(T_exo_world).numpy()
+
+
+def _exo_lens(entry: dict, name: str, coefficients: Any) -> Camera:
+    """The exo lens at 3840x2160 from intrinsics and Kannala-Brandt coefficients."""
+    K = numbers(entry.get("camera_intrinsics"), (3, 3), f"{name} intrinsics", "calibration_invalid")
+    k = numbers(coefficients, (4,), f"{name} distortion", "calibration_invalid")
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    if not (400 < fx < 8000 and 400 < fy < 8000 and 0 < cx < 3840 and 0 < cy < 2160 and abs(K[0, 1]) < 1):
+        raise Bad("calibration_invalid", f"{name}: focal length {fx:.0f}, {fy:.0f}, centre {cx:.0f}, {cy:.0f} of a 3840x2160 picture")
+    camera = exo_from_annotation(fx, fy, cx, cy, tuple(k.tolist()))
+    if camera.field_of_view < math.radians(30):
+        raise Bad("calibration_invalid", f"{name}: the lens turns back at {math.degrees(camera.field_of_view):.0f} degrees")
+    return camera
+
+
+def _egox_exo(lens: Camera, info: video.VideoInfo) -> Camera:
+    """EgoX's exo picture is the middle of the release's 796 px (measured: edges of depth and picture agree with a cut, not a squeeze)."""
+    full = round(info.height * RELEASE_WIDTH / 448)
+    if info.width > full:
+        raise Bad("calibration_invalid", f"exo video of {info.width}x{info.height} is wider than the camera")
+    return lens.rescale(full, info.height).crop((full - info.width) // 2, 0, info.width, info.height)
+
+
+def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tuple[Camera, str]:
+    """The Aria RGB lens behind the stored picture, and where it is known from."""
+    if info.width != info.height:
+        raise Bad("calibration_invalid", f"the ego video is {info.width}x{info.height}; Aria RGB is square")
+    if calibration is None:
+        return aria_rgb(info.width), "typical lens"
+    try:
+        with inside(root, calibration).open("rb") as file:
+            cameras = json.loads(file.readline(LINE))["CameraCalibrations"]
+        f, cx, cy, *rest = next(c["Projection"]["Params"] for c in cameras if c["Label"] == "camera-rgb")
+        lens = Camera("fisheye624", (f, f, cx, cy, *rest), 2880, 2880, max_theta=math.radians(75.0))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
+    if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):
+        raise Bad("calibration_invalid", f"{calibration}: f {f:.0f}, centre {cx:.0f}, {cy:.0f} of 2880x2880")
+    return aria_sensor_to_stored(lens, info.width), "calibration file"
+
+
+def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None) -> dict:
+    return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), "depth": depth, "depth_kind": kind}
+
+
+def _check_range(path: Path, info: video.VideoInfo, frames: int) -> None:
+    """A sidecar's headers: static [h, w], dynamic [frames, h, w], of the video's shape."""
+    try:
+        arrays = npz_headers(path)
+        static, moving = arrays["static_depth"], arrays.get("dynamic_depth")
+    except (OSError, ValueError, KeyError) as error:
+        raise Bad("depth_sidecar_invalid", f"{path.name}: {type(error).__name__} {error}") from None
+    shapes = [static[0]] + ([moving[0][1:]] if moving else [])
+    fits = all(len(s) == 2 and min(s) > 0 and abs(s[1] * info.height / (s[0] * info.width) - 1) < 0.01 for s in shapes)
+    if not fits or (moving and moving[0][0] < frames) or any(a[1].kind != "f" for a in (static, moving) if a):
+        raise Bad("depth_sidecar_invalid", f"{path.name}: {[(str(a[1]), a[0]) for a in (static, moving) if a]} beside {info}")
+
+
+def _check_frames(folder: Path, frames: int) -> None:
+    """EgoX depth: one float picture a frame, all of one shape."""
+    shapes = set()
+    for frame in range(frames):
+        path = folder / f"{frame:05d}.npy"
+        try:
+            shape, dtype = npy_header(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise Bad("depth_sidecar_invalid", f"{path.name}: {str(error)[:200]}") from None
+        shapes.add(shape)
+        if len(shape) != 2 or dtype.kind != "f" or len(shapes) > 1:
+            raise Bad("depth_sidecar_invalid", f"{path.name}: {dtype} {shape}")
