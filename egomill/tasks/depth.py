@@ -1,7 +1,7 @@
 """Depth of a clip's exo view: a monocular estimate in metres, steadied over time by an affine fit to a temporal one (EgoX eq. 1).
 
-Where the exo camera is fixed, the temporal estimate needs no second network: the median over time of what stands still. Whatever moves keeps
-its own monocular depth, brought to the clip's scale. Which estimators, weights and mask made a row is part of the row.
+Where the exo camera is fixed, the temporal estimate needs no second network: the median over time of what stands still. Whatever moves
+keeps its own monocular depth, brought to the clip's scale. Which estimators, weights and mask made a row is part of the row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from egomill.tasks.stage import Stage
 
 SIDECAR = "sidecar"
 WITHOUT_NETWORK = ("static-median", "none")
-COLUMNS = ("root", "exo_cam", "exo_video", "exo_camera", "exo_crop", "start", "stride", "frames", "depth_path", "depth_kind", "depth_files")
+COLUMNS = (*views.EXO_COLUMNS, "exo_cam", "depth_path", "depth_kind", "depth_files")
 
 
 def stage(profile: Profile) -> Stage:
@@ -35,7 +35,7 @@ def stage(profile: Profile) -> Stage:
     settings = recipe.model_dump(exclude={"monocular", "monocular_revision", "temporal", "temporal_revision"})
     return Stage(
         name="depth",
-        reads={"clips": tuple(dict.fromkeys((*views.EXO_COLUMNS, *COLUMNS)))},
+        reads={"clips": COLUMNS},
         config={**settings, "mask": revisions.mask or recipe.mask},
         worker=partial(Estimation, recipe, revisions),
         weights=json.dumps(revisions.__dict__, sort_keys=True),
@@ -73,7 +73,7 @@ class Estimation:
 
     def __call__(self, row: dict) -> dict | Rejected:
         clip = row["clips"]
-        camera = at_height(Camera.from_dict(json.loads(clip["exo_camera"])), self.recipe.height)
+        camera = at_height(views.exo_camera(clip), self.recipe.height)
         if self.monocular is None and not clip["depth_path"]:
             return Rejected("no_depth_estimator", f"no depth on disk for {clip['exo_cam']}, and depth.monocular names no network")
         stored = sidecar.read(clip, camera)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 
-from egomill.kernels.cameras import Camera
 from egomill.kernels.directions import ego_rays, exo_points, latent_centres
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import pack, unpack, unpack_depth
+from egomill.tasks import views
 from egomill.tasks.stage import Stage
 
 
@@ -35,8 +33,8 @@ def worker():
 def directions(row: dict) -> dict:
     """A clip's cameras, poses and depth in; compact token geometry on the 4x16x16 grid out. Computed in world float32."""
     clip = row["clips"]
-    exo_camera = Camera.from_dict(json.loads(clip["exo_camera"]))
-    ego_camera = Camera.from_dict(json.loads(clip["ego_camera"]))
+    exo_camera = views.exo_camera(clip)
+    ego_camera = views.ego_camera(clip)
     T_world_exo = torch.from_numpy(unpack(clip["T_world_exo"])).float()
     T_world_ego = torch.from_numpy(unpack(clip["T_world_ego"])).float()
     depth = torch.from_numpy(_nearest(unpack_depth(row["depth"]["depth"]), exo_camera.width, exo_camera.height))

@@ -1,9 +1,9 @@
 """Depth networks behind one small protocol: frames and camera in, depth out. Weights are safetensors of a pinned revision, or nothing.
 
-A name is a folder or a hub id; a hub id is fetched at its revision (JSON and safetensors only) and is then a folder like any other. What lies
-in the folder says which network it is: a transformers depth class, MoGe-2 or Video Depth Anything. The latter two need their own
-packages, and their published pickles have to be converted once: `model.safetensors` with the state, `config.json` with the constructor's
-arguments. Trade-off: a little work for whoever wants them, against loading pickles from the internet in every actor.
+A name is a folder or a hub id; a hub id is fetched at its revision (JSON and safetensors only) and is then a folder like any other. What
+lies in the folder says which network it is: a transformers depth class, MoGe-2 or Video Depth Anything. The latter two need their own
+packages, and their published pickles have to be converted once: `model.safetensors` with the state, `config.json` with the
+constructor's arguments. Trade-off: a little work for whoever wants them, against loading pickles from the internet in every actor.
 """
 
 from __future__ import annotations

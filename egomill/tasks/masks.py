@@ -20,7 +20,7 @@ GROW = 0.01  # of the picture's width, around a network's or a sidecar's mask: r
 
 
 def revision(name: str) -> str:
-    """"" for the built-in masks; else as of estimators.revision (a hub id is written id@commit)."""
+    """Empty for the built-in masks; else as of estimators.revision (a hub id is written id@commit)."""
     return "" if name in NAMED else estimators.revision(*_split(name))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 
 import torch
 
-from egomill.kernels.cameras import Camera
 from egomill.kernels.prior import coverage, render_prior
 from egomill.schemas.config import Priors, Profile
 from egomill.schemas.outcome import Rejected
@@ -18,10 +16,9 @@ from egomill.tasks.stage import Stage
 
 def stage(profile: Profile) -> Stage:
     """Priors of every chosen clip."""
-    columns = dict.fromkeys((*views.EXO_COLUMNS, "exo_camera", "ego_camera", "T_world_exo", "T_world_ego", "fps"))
     return Stage(
         name="priors",
-        reads={"clips": tuple(columns), "depth": ("depth", "static")},
+        reads={"clips": (*views.EXO_COLUMNS, "ego_camera", "T_world_exo", "T_world_ego", "fps"), "depth": ("depth", "static")},
         config=profile.priors.model_dump(),
         worker=partial(Rendering, profile.priors),
         where="chosen",
@@ -38,8 +35,8 @@ class Rendering:
         clip = row["clips"]
         depth, static = torch.from_numpy(unpack_depth(row["depth"]["depth"])), torch.from_numpy(unpack(row["depth"]["static"]))
         height, width = depth.shape[1:]
-        exo_camera = Camera.from_dict(json.loads(clip["exo_camera"])).rescale(width, height)
-        ego_camera = Camera.from_dict(json.loads(clip["ego_camera"]))
+        exo_camera = views.exo_camera(clip).rescale(width, height)
+        ego_camera = views.ego_camera(clip)
         try:
             frames = torch.from_numpy(views.read_exo(clip, (width, height)))
         except video.VideoError as error:

@@ -1,0 +1,180 @@
+"""Depth, prior and directions of a clip, as stages make them: a scene with known depth first, the real clips where they are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from depth_clips import row, scene_row
+from test_estimators import tiny_depth_anything
+
+from egomill.kernels.cameras import Camera, aria_rgb, exo_from_annotation
+from egomill.kernels.poses import from_rt, inverse
+from egomill.schemas.config import Profile
+from egomill.schemas.outcome import Rejected
+from egomill.schemas.tables import TABLES
+from egomill.schemas.tensors import unpack, unpack_depth
+from egomill.tasks import depth, directions, priors, video, views
+
+
+def make(stage, **tables) -> dict:
+    """What a stage's worker makes of a row, by way of a pickle as on Ray."""
+    made = pickle.loads(pickle.dumps(stage.worker))()({name: {c: table[c] for c in stage.reads[name]} for name, table in tables.items()})
+    assert not isinstance(made, Rejected), made
+    assert set(made) == set(TABLES[stage.name].names) - {"clip_id", "fingerprint", "run_id"}
+    return made
+
+
+def apart(prior: np.ndarray, valid: np.ndarray, truth: np.ndarray, dx: int, dy: int) -> float:
+    """Mean absolute difference (grey levels) of a prior moved by whole pixels, where it is valid. Where something hides what the exo camera
+    saw the two differ in any case, and squares would see little else."""
+    moved, where = np.roll(prior, (dy, dx), (1, 2)), np.roll(valid, (dy, dx), (1, 2))
+    return float(np.abs(moved[where].astype(float) - truth[where]).mean())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As in an actor of a stage."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return Profile.load("local", ["depth.height=128"])
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return scene_row(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture(scope="module")
+def made(profile, scene):
+    return make(depth.stage(profile), clips=scene[0])
+
+
+def test_true_depth_goes_through(made, scene):
+    _, clip = scene
+    found, static = unpack_depth(made["depth"]), unpack(made["static"])
+    close = np.abs(found / np.maximum(clip.exo_depth, 1e-3) - 1) < 5e-3  # float16 of the sidecar, log steps of the table
+    assert close[clip.exo_depth > 0].mean() > 0.999
+    assert not static[clip.exo_dynamic].any() and static.mean() > 0.7
+    assert close[clip.exo_dynamic].mean() > 0.99  # the person keeps its own depth
+    assert np.allclose(unpack(made["alpha"]), 1, atol=1e-3) and np.allclose(unpack(made["beta"]), 0, atol=1e-3)
+    assert (unpack(made["inliers"]) > 0.99).all() and made["known"] > 0.9
+    estimator = json.loads(made["estimator"])
+    assert estimator["monocular"] == {"name": "sidecar", "kind": "range", "revision": "digest"}
+    assert estimator["mask"]["name"] == "sidecar" and estimator["temporal"]["name"] == "static-median"
+
+
+def test_without_temporal_estimate_nothing_is_fitted(scene):
+    made = make(depth.stage(Profile.load("local", ["depth.temporal=none", "depth.height=64"])), clips=scene[0])
+    assert unpack(made["alpha"]).tolist() == [1] * 5 and unpack(made["beta"]).tolist() == [0] * 5
+    assert made["depth"]["shape"] == [5, 64, 112]
+
+
+def test_networks_stand_in_for_the_sidecar(scene, tmp_path):
+    mono, relative = tiny_depth_anything(tmp_path / "mono", "metric"), tiny_depth_anything(tmp_path / "relative", "relative")
+    settings = [f"depth.monocular={mono}", "depth.height=64", "depth.mask=background"]
+    stage = depth.stage(Profile.load("local", settings))
+    made = make(stage, clips=scene[0] | {"depth_path": ""})
+    estimator = json.loads(made["estimator"])
+    assert estimator["monocular"]["revision"].startswith("sha256:") and estimator["monocular"]["revision"] in stage.weights
+    assert estimator["mask"]["name"] == "background" and made["known"] == 1.0
+    both = depth.stage(Profile.load("local", [*settings, f"depth.temporal={relative}", "depth.mode=momentum"]))
+    result = both.worker()({"clips": scene[0]})  # random weights: a fit, or a fit refused, and nothing else
+    assert isinstance(result, dict) or result.reason == "alignment_failed"
+
+
+def test_a_moved_folder_of_weights_is_the_same_stage(tmp_path):
+    stages = []
+    for folder in ("here", "there"):
+        name = tiny_depth_anything(tmp_path / folder, "metric")
+        stages.append(depth.stage(Profile.load("local", [f"depth.monocular={name}"])))
+    assert stages[0].fingerprint(["x"]) == stages[1].fingerprint(["x"])
+    assert stages[0].fingerprint(["x"]) != depth.stage(Profile.load("local")).fingerprint(["x"])
+
+
+def test_a_network_without_revision_is_an_error_at_once():
+    with pytest.raises(ValueError, match="pin a revision"):
+        depth.stage(Profile.load("paper"))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "reason"),
+    [
+        ({"depth_path": ""}, [], "no_depth_estimator"),
+        ({"depth_path": "gone.npz"}, [], "depth_sidecar_invalid"),
+        ({"exo_video": "gone.mp4"}, [], "video_undecodable"),
+        ({"depth_path": "half.npz"}, ["depth.min_known=0.8"], "depth_empty"),
+    ],
+)
+def test_bad_clips_are_rejected_by_name(scene, change, settings, reason):
+    half = np.where(np.arange(224) < 112, scene[1].exo_depth[0], 0)
+    np.savez(Path(scene[0]["root"]) / "half.npz", static_depth=half)
+    worker = depth.stage(Profile.load("local", ["depth.height=64", *settings])).worker()
+    result = worker({"clips": scene[0] | change})
+    assert isinstance(result, Rejected) and result.reason == reason
+
+
+def test_the_prior_lies_on_the_true_ego_view(profile, scene, made):
+    clip, _ = scene
+    prior = make(priors.stage(profile), clips=clip, depth=made)
+    pictures, valid, truth = video.decode(prior["video"]), unpack(prior["valid"]), views.read_ego(clip)
+    assert pictures.shape == truth.shape == (5, 128, 128, 3) and valid.shape == truth.shape[:3]
+    assert not pictures[~valid].any() and 0.2 < prior["coverage"] <= 1
+    seen = valid & ~scene[1].ego_dynamic
+    here = apart(pictures, seen, truth, 0, 0)
+    assert all(apart(pictures, seen, truth, dx, dy) > here for dx, dy in ((2, 0), (-2, 0), (0, 2), (0, -2), (3, 3), (-3, 3)))
+
+
+def test_a_prior_of_too_little_is_rejected(scene, made):
+    recipe = Profile.load("local", ["priors.min_coverage=1.0"])
+    result = priors.stage(recipe).worker()({"clips": scene[0], "depth": made})
+    assert isinstance(result, Rejected) and result.reason == "prior_empty"
+
+
+def test_directions_on_the_token_grid(profile, scene, made):
+    clip, truth = scene
+    found = {k: unpack(v) for k, v in make(directions.stage(profile), clips=clip, depth=made).items()}
+    assert found["exo_points"].shape == (2, 8, 14, 3) and found["ego_rays"].shape == (2, 8, 8, 3) and found["centres"].shape == (2, 3)
+    assert found["exo_valid"].mean() > 0.9 and found["ego_valid"].any()
+    assert np.allclose(np.linalg.norm(found["ego_rays"][found["ego_valid"]].astype(float), axis=-1), 1, atol=2e-3)
+    assert np.allclose(found["centres"][0], truth.T_world_ego[0, :3, 3], atol=1e-5)
+    rays = truth.exo_camera.rays(torch.float64)[0].numpy() * truth.exo_depth[0][..., None]
+    points = rays @ truth.T_world_exo[:3, :3].T + truth.T_world_exo[:3, 3]
+    block = points[64:80, 112:128].reshape(-1, 3)
+    assert (found["exo_points"][0, 4, 7] > block.min(0) - 0.05).all() and (found["exo_points"][0, 4, 7] < block.max(0) + 0.05).all()
+
+
+def test_the_released_geometry_is_not_offered():
+    with pytest.raises(ValueError, match="not yet offered"):
+        directions.stage(Profile.load("local", ["directions.geometry=egox-released"]))
+
+
+def real_row(root: Path, index: int) -> dict:
+    entry = json.loads((root / "meta.json").read_text())["test_datasets"][index]
+    k, size = np.array(entry["camera_intrinsics"]), (224, 128)
+    lens = exo_from_annotation(k[0, 0], k[1, 1], k[0, 2], k[1, 2], (0.036902, 0.057131, -0.057154, 0.018458))
+    exo: Camera = lens.rescale(796, 448).crop(6, 0, 784, 448).rescale(*size)
+    poses = [inverse(from_rt(torch.tensor(entry[k], dtype=torch.float64))).numpy() for k in ("camera_extrinsics", "ego_extrinsics")]
+    made = row(root, exo, aria_rgb(128), poses[0], poses[1][::12])
+    take = Path(entry["exo_path"]).parent.name
+    files = {"exo_video": entry["exo_path"], "ego_video": entry["ego_gt_path"], "depth_path": f"depth_maps/{take}"}
+    return made | files | {"exo_crop": [0, 0, 784, 448], "depth_kind": "pinhole-z", "stride": 12}
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_prior_of_real_footage_lies_on_the_true_ego_view(real_data, index):
+    profile, clip = Profile.load("local"), real_row(real_data / "egox", index)
+    prior = make(priors.stage(profile), clips=clip, depth=make(depth.stage(profile), clips=clip))
+    pictures, valid, truth = video.decode(prior["video"]), unpack(prior["valid"]), views.read_ego(clip)
+    here = apart(pictures, valid, truth, 0, 0)
+    assert all(apart(pictures, valid, truth, dx, dy) > here for dx, dy in ((5, 0), (-5, 0), (0, 5), (0, -5)))
