@@ -22,8 +22,8 @@ from egomill.tasks import gate, lineage, runs, sheets, video, views
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.tracking import Tracker
 
-LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
-REGIONS = {"all": "", "hole": " in holes", "moved": " where it moved"}
+LABELS = {"psnr": "PSNR", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
+REGIONS = {"all": "", "hole": " hole", "moved": " moved"}
 LOWER = ("lpips", "fvd")  # where less is better
 FAILURES = 200  # rows shown
 

@@ -8,9 +8,10 @@ import pytest
 import tiny_lake
 import torch
 
+from egomill.models import batch, egox, lora
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
-from egomill.tasks import adapters, bases, gate, generate, latents, releases, scores, train, video
+from egomill.tasks import adapters, bases, gate, generate, latents, releases, samples, scores, train, train_loop, video
 from egomill.tasks.lake import Lake
 from egomill.tasks.stage import Stage
 from egomill.tasks.tracking import Tracker
@@ -100,3 +101,34 @@ def test_two_workers_train_as_one_with_the_same_global_batch(built, ray_cluster)
     for name, tensor in adapters.tensors(one.folder).items():
         torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5)
     assert not list(Path(lake.uri, "training").glob("*"))  # nothing left behind
+
+
+def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
+    lake, _, profile, release, _ = built
+    model, settings = profile.model, profile.train
+    clips = samples.clips_of(lake, release["tables"], bases.revision(model), ("train",))
+    data = samples.Samples(lake, release["tables"], bases.revision(model), clips)
+
+    def fresh(seed):
+        transformer = bases.load(model, "transformer").transformer
+        parameters = lora.add(transformer, settings.rank, settings.alpha, settings.targets, seed)
+        return transformer, parameters, torch.optim.AdamW(parameters.values(), lr=1e-2)
+
+    def advance(transformer, optimiser, step):
+        columns = samples.stack(data.get(samples.batch_indices(len(data), 2, 0, step)))
+        generators = [samples.noise_generator(0, step, place) for place in range(2)]
+        given = batch.condition(columns, model.mask)
+        optimiser.zero_grad()
+        egox.training_loss(transformer, given, columns["ego"], generators).mean().backward()
+        optimiser.step()
+
+    one, parameters, optimiser = fresh(0)
+    for step in range(2):
+        advance(one, optimiser, step)
+    train_loop.save(tmp_path, one, optimiser, parameters, 2, adapters.about(profile, "r", 2, "r1"))
+    two, others, second = fresh(1)
+    assert train_loop.resume(tmp_path, two, second, others) == 2
+    advance(one, optimiser, 2)
+    advance(two, second, 2)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, others[name]), name
