@@ -6,6 +6,8 @@ it answers is kept within the found thing's box, so that a wrong answer costs a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -67,7 +69,8 @@ class Sam2:
 
         folder = estimators.folder_of(*_split(name))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = Sam2Model.from_pretrained(folder, use_safetensors=True).eval().to(device)
+        self.model: Any = Sam2Model.from_pretrained(folder, use_safetensors=True).eval()
+        self.model.to(device)
         self.processor = Sam2Processor.from_pretrained(folder)
 
     @torch.inference_mode()

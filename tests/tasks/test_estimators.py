@@ -23,9 +23,8 @@ def tiny_depth_anything(folder, kind):
 
     torch.manual_seed(0)
     stages = [f"stage{i}" for i in range(1, 5)]
-    backbone = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=56, out_features=stages, reshape_hidden_states=False
-    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56}
+    backbone = Dinov2Config(**sizes, out_features=stages, reshape_hidden_states=False)
     config = DepthAnythingConfig(
         backbone_config=backbone,
         reassemble_hidden_size=16,
@@ -70,9 +69,12 @@ def tiny_depth_pro(folder):
 def test_metric_depth_anything_gives_range_along_the_ray(tmp_path):
     network = estimators.load(tiny_depth_anything(tmp_path, "metric"))
     depth = network(FRAMES, CAMERA)
-    assert depth.shape == FRAMES.shape[:3] and depth.dtype == np.float32 and np.isfinite(depth).all()
+    assert depth.shape == FRAMES.shape[:3]
+    assert depth.dtype == np.float32
+    assert np.isfinite(depth).all()
     middle, rim = depth[:, 28, 49].mean(), depth[:, 28, 2].mean()
-    assert 5 < middle < 15 and rim > 1.2 * middle  # an untrained head says about 10 m everywhere, as z
+    assert 5 < middle < 15
+    assert rim > 1.2 * middle
 
 
 def test_relative_depth_serves_as_temporal_estimate_only(tmp_path):
@@ -80,7 +82,8 @@ def test_relative_depth_serves_as_temporal_estimate_only(tmp_path):
     with pytest.raises(ValueError, match="relative depth, not metres"):
         estimators.load(name)
     depth = estimators.load(name, metric=False)(FRAMES, CAMERA)
-    assert depth.shape == FRAMES.shape[:3] and np.isfinite(depth).all()
+    assert depth.shape == FRAMES.shape[:3]
+    assert np.isfinite(depth).all()
 
 
 def test_depth_pro_is_told_the_field_of_view(tmp_path):
@@ -88,7 +91,8 @@ def test_depth_pro_is_told_the_field_of_view(tmp_path):
     narrow = Camera("pinhole", (200, 200, 48.5, 27.5), 98, 56)
     wide = Camera("pinhole", (100, 100, 48.5, 27.5), 98, 56)
     a, b = (network(FRAMES[:1], camera)[0, 28, 49] for camera in (narrow, wide))
-    assert 0 < b < 1e4 and a == pytest.approx(2 * b, rel=0.05)
+    assert 0 < b < 1e4
+    assert a == pytest.approx(2 * b, rel=0.05)
 
 
 def test_moge_and_video_depth_anything_through_their_packages(tmp_path, monkeypatch):
@@ -100,7 +104,9 @@ def test_moge_and_video_depth_anything_through_their_packages(tmp_path, monkeypa
             self.scale = torch.nn.Parameter(torch.zeros(()))
 
         def infer(self, image, fov_x, use_fp16):
-            assert image.shape[1] == 3 and image.max() <= 1 and 90 < fov_x < 96  # 2 atan(98/2 / 45.5)
+            assert image.shape[1] == 3
+            assert image.max() <= 1
+            assert 90 < fov_x < 96
             return {"depth": torch.where(image[:, 0] > 0.5, self.scale, torch.inf)}
 
     class VideoDepthAnything(torch.nn.Module):
@@ -119,7 +125,8 @@ def test_moge_and_video_depth_anything_through_their_packages(tmp_path, monkeypa
     (tmp_path / "config.json").write_text(json.dumps({"encoder": {}, "neck": {}, "points_head": {}}))
     depth = estimators.load(str(tmp_path))(FRAMES, CAMERA)
     known = FRAMES[..., 0] > 127
-    assert (depth[known] >= 4.0).all() and (depth[~known] == 0).all()
+    assert (depth[known] >= 4.0).all()
+    assert (depth[~known] == 0).all()
     (tmp_path / "config.json").write_text(json.dumps({"encoder": "vits", "features": 64, "out_channels": [1]}))
     with pytest.raises(ValueError, match="knows no metres"):
         estimators.load(str(tmp_path))
@@ -153,7 +160,8 @@ def test_a_revision_is_a_digest_or_a_commit(tmp_path):
         estimators.revision(str(tmp_path))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     first = estimators.revision(str(tmp_path))
-    assert first.startswith("sha256:") and estimators.revision(str(tmp_path), first) == first
+    assert first.startswith("sha256:")
+    assert estimators.revision(str(tmp_path), first) == first
     save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     assert estimators.revision(str(tmp_path)) != first
     with pytest.raises(ValueError, match="not the pinned"):

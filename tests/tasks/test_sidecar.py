@@ -21,8 +21,10 @@ def clip(tmp_path) -> dict:
 
 
 def ranges(folder, static=STILL, moving=None):
-    arrays = {"static_depth": static} | ({} if moving is None else {"dynamic_depth": moving})
-    np.savez(folder / "depth.npz", **arrays)
+    if moving is None:
+        np.savez(folder / "depth.npz", static_depth=static)
+    else:
+        np.savez(folder / "depth.npz", static_depth=static, dynamic_depth=moving)
 
 
 def test_range_depth_is_sampled_at_the_nearest_pixel_of_the_crop(clip, tmp_path):
@@ -30,19 +32,25 @@ def test_range_depth_is_sampled_at_the_nearest_pixel_of_the_crop(clip, tmp_path)
     moving[2, 10, 20], moving[4, 10, 20] = 0.01, 1000.0  # before and behind what stands there
     ranges(tmp_path, moving=moving)
     whole = sidecar.read(clip, EXO)
-    assert isinstance(whole, sidecar.Sidecar) and whole.dynamic is not None
-    assert whole.dynamic.sum() == 1 and whole.dynamic[1, 10, 20]
-    assert np.array_equal(whole.depth[0], STILL) and whole.depth[1, 10, 20] == np.float32(np.float16(0.01))
+    assert isinstance(whole, sidecar.Sidecar)
+    assert whole.dynamic is not None
+    assert whole.dynamic.sum() == 1
+    assert whole.dynamic[1, 10, 20]
+    assert np.array_equal(whole.depth[0], STILL)
+    assert whole.depth[1, 10, 20] == np.float32(np.float16(0.01))
     part = sidecar.read(clip | {"exo_crop": [8, 4, 48, 24]}, EXO.crop(8, 4, 48, 24).rescale(24, 12))
     assert isinstance(part, sidecar.Sidecar)
     assert np.isin(part.depth, STILL.astype(np.float32)).sum() >= part.depth.size - 1  # nothing is blended
-    assert part.depth[0, 0, 0] in STILL[4:6, 8:10] and part.depth[0, -1, -1] in STILL[26:28, 54:56]
+    assert part.depth[0, 0, 0] in STILL[4:6, 8:10]
+    assert part.depth[0, -1, -1] in STILL[26:28, 54:56]
 
 
 def test_depth_wider_than_its_video_is_cut_in_the_middle(clip, tmp_path):
     ranges(tmp_path, static=np.pad(STILL, ((0, 0), (6, 6)), constant_values=99))
     found = sidecar.read(clip, EXO)
-    assert isinstance(found, sidecar.Sidecar) and np.array_equal(found.depth[2], STILL) and found.dynamic is None
+    assert isinstance(found, sidecar.Sidecar)
+    assert np.array_equal(found.depth[2], STILL)
+    assert found.dynamic is None
 
 
 def test_pinhole_depth_keeps_the_distance_from_the_optical_axis(clip, tmp_path):
@@ -58,7 +66,8 @@ def test_pinhole_depth_keeps_the_distance_from_the_optical_axis(clip, tmp_path):
     undistorted = Camera("pinhole", (20, 20, 31.5, 15.5), 64, 32)
     clip |= {"exo_lens": json.dumps(EXO.to_dict()), "exo_camera": json.dumps(undistorted.to_dict())}
     flat = sidecar.read(clip, undistorted)
-    assert isinstance(flat, sidecar.Sidecar) and np.allclose(flat.depth[0, 16, 32], found.depth[0, 16, 32], rtol=0.02)
+    assert isinstance(flat, sidecar.Sidecar)
+    assert np.allclose(flat.depth[0, 16, 32], found.depth[0, 16, 32], rtol=0.02)
 
 
 def test_no_depth_is_none(clip):
@@ -87,7 +96,8 @@ def test_no_depth_is_none(clip):
 def test_bad_depth_is_rejected_by_name(clip, tmp_path, change, static, moving, reason):
     ranges(tmp_path, static, moving)
     found = sidecar.read(clip | change, EXO)
-    assert isinstance(found, Rejected) and found.reason == reason
+    assert isinstance(found, Rejected)
+    assert found.reason == reason
 
 
 def test_a_file_cut_short_is_rejected(clip, tmp_path):
@@ -95,4 +105,5 @@ def test_a_file_cut_short_is_rejected(clip, tmp_path):
     whole = (tmp_path / "depth.npz").read_bytes()
     (tmp_path / "depth.npz").write_bytes(whole[: len(whole) // 2])
     found = sidecar.read(clip, EXO)
-    assert isinstance(found, Rejected) and found.reason == "depth_sidecar_invalid"
+    assert isinstance(found, Rejected)
+    assert found.reason == "depth_sidecar_invalid"
