@@ -48,7 +48,8 @@ class Describe:
     def __call__(self, row: dict) -> dict:
         clip = row["clips"]
         if clip["description"]:
-            return {"text": clip["description"], "source": "atomic descriptions"}
+            shipped = clip["description"].startswith("[Exo view]")
+            return {"text": clip["description"], "source": "shipped prompt, exo half" if shipped else "atomic descriptions"}
         task = (clip["task"] or "").strip().rstrip(".")
         return {"text": f"A person at work: {task}." if task else "A person at work, handling objects.", "source": "template"}
 
@@ -71,9 +72,11 @@ class Ask:
         content = [{"type": "text", "text": INSTRUCTION}]
         content += [{"type": "image_url", "image_url": {"url": _jpeg(frames[i])}} for i in numbers]  # type: ignore[dict-item]
         body = {"model": self.settings.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        answer = self.client.post(f"{self.settings.endpoint.rstrip('/')}/chat/completions", json=body)
+        if answer.status_code in (401, 403, 404, 408, 429) or answer.status_code >= 500:
+            answer.raise_for_status()  # the endpoint's trouble, or ours with it: tried again next time, as one that cannot be reached
         try:
-            answer = self.client.post(f"{self.settings.endpoint.rstrip('/')}/chat/completions", json=body).raise_for_status().json()
-            text = answer["choices"][0]["message"]["content"].strip()
+            text = answer.raise_for_status().json()["choices"][0]["message"]["content"].strip()
         except (httpx.HTTPError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
             return Rejected("caption_failed", f"{type(error).__name__}: {error}")
         if "[Exo view]" not in text or "[Ego view]" not in text:

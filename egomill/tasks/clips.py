@@ -1,8 +1,8 @@
 """Which windows of which cameras become clips, and why.
 
-Geometry first: every exo camera is ranked by how much of the wearer's view it can see, before anything is decoded. Only the best ones'
-frames are then read, small, for motion, sharpness, exposure and for openings in which somebody holds a separator before the lens. Every candidate
-becomes a row, taken or not, with the reason; `selected` then applies the recipe's quotas.
+Geometry first: every exo camera is ranked by how much of the wearer's view it can see, before anything is decoded. Only the best
+ones' frames are then read, small, for motion, sharpness, exposure and for openings in which somebody holds a separator before the
+lens. Every candidate becomes a row, taken or not, with the reason; `selected` then applies the recipe's quotas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from egomill.schemas.config import Clips, Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack, unpack
-from egomill.tasks import video
+from egomill.tasks import video, views
 from egomill.tasks.lake import Lake
 from egomill.tasks.stage import Stage
 
@@ -53,8 +53,15 @@ class Windows:
         starts = range(0, take["frames"] - span + 1, hop)
         if not starts:
             return Rejected("too_short", f"{take['frames']} frames, a window spans {span}")
+        take = {
+            **take,
+            "T_world_ego": torch.from_numpy(unpack(take["T_world_ego"])),
+            "ego_camera": Camera.from_dict(json.loads(take["ego_camera"])).rescale(recipe.ego_size, recipe.ego_size),
+            "views": [self._view(name, exo, json.loads(take["files"])) for name, exo in json.loads(take["exo"]).items()],
+            "descriptions": json.loads(take["descriptions"]),
+        }
+        rows = [clip for start in starts for clip in self._window(take, start, stride)]
         try:
-            rows = [clip for start in starts for clip in self._window(take, start, stride)]
             self._judge(take, rows)
         except video.VideoError as error:
             return Rejected("video_undecodable", str(error))
@@ -63,73 +70,82 @@ class Windows:
             return Rejected("no_window", "; ".join(sorted({clip["why"] for clip in rows})))
         return rows
 
+    def _view(self, name: str, exo: dict, files: dict) -> dict:
+        """An exo camera of a take at the recipe's size: the columns that all of its windows share."""
+        recipe = self.recipe
+        source = Camera.from_dict(exo["camera"])
+        crop = _centre_crop(source.width, source.height, *recipe.exo_size)
+        camera = source.crop(*crop).rescale(*recipe.exo_size)
+        if recipe.undistort:
+            camera, crop = _pinhole_like(camera), (0, 0, source.width, source.height)
+        T_world_exo = torch.tensor(exo["T_world_exo"], dtype=torch.float64)
+        depth = {path: file["sha256"] for path, file in files.items() if exo["depth"] and _under(path, exo["depth"])}
+        columns = {
+            "exo_cam": name,
+            "exo_video": exo["video"],
+            "exo_camera": json.dumps(camera.to_dict()),
+            "exo_crop": list(crop),
+            "exo_lens": json.dumps(source.to_dict()) if recipe.undistort else "",
+            "T_world_exo": pack(T_world_exo.numpy()),
+            "depth_path": exo["depth"] or "",
+            "depth_kind": exo["depth_kind"] or "",
+            "depth_files": digest(depth) if depth else "",
+        }
+        return {"camera": camera, "T_world_exo": T_world_exo, "columns": columns}
+
     def _window(self, take: dict, start: int, stride: int) -> list[dict]:
         """The best exo views of one window, from geometry alone."""
         recipe = self.recipe
         numbers = start + stride * np.arange(recipe.frames)
-        T_world_ego = torch.from_numpy(unpack(take["T_world_ego"])[numbers])
+        T_world_ego = take["T_world_ego"][numbers]
         known = torch.isfinite(T_world_ego).all(dim=-1).all(dim=-1)
-        ego = Camera.from_dict(json.loads(take["ego_camera"])).rescale(recipe.ego_size, recipe.ego_size)
-        views = []
-        for name, exo in json.loads(take["exo"]).items():
-            source = Camera.from_dict(exo["camera"])
-            crop = _centre_crop(source.width, source.height, *recipe.exo_size)
-            camera = source.crop(*crop).rescale(*recipe.exo_size)
-            if recipe.undistort:
-                camera, crop = _pinhole_like(camera), (0, 0, source.width, source.height)
-            T_world_exo = torch.tensor(exo["T_world_exo"], dtype=torch.float64)
+        window = {
+            "start": start,
+            "stride": stride,
+            "frames": recipe.frames,
+            "fps": take["fps"] / stride,
+            "split": split_of(take["split"], take["take_uid"], start, recipe),
+            "ego_camera": json.dumps(take["ego_camera"].to_dict()),
+            "T_world_ego": pack(T_world_ego.numpy()),
+            "pose_coverage": float(known.double().mean()),
+            "description": _described(take["descriptions"], start / take["fps"], (numbers[-1] + 1) / take["fps"]),
+            **{name: take[name] for name in ("take_uid", "take_name", "root", "ego_video", "task")},
+        }
+        ranked = []
+        for view in take["views"]:
+            camera, T_world_exo = view["camera"], view["T_world_exo"]
             overlap = rank = 0.0
             if bool(known.any()):
-                seen, facing = quality.overlap(camera, T_world_exo, ego, T_world_ego[known])
+                seen, facing = quality.overlap(camera, T_world_exo, take["ego_camera"], T_world_ego[known])
                 share = quality.workspace_share(camera, T_world_exo, T_world_ego[known]).mean()
                 overlap = float(seen.mean())
                 rank = overlap * float((1 + facing.mean()) / 2) * min(1.0, float(share) / NEAR_SHARE)
-            files = {p: f["sha256"] for p, f in json.loads(take["files"]).items() if exo["depth"] and _under(p, exo["depth"])}
-            clip = {
-                "clip_id": f"{take['take_uid']}.{name}.{start:06d}",
-                "exo_cam": name,
-                "start": start,
-                "stride": stride,
-                "frames": recipe.frames,
-                "fps": take["fps"] / stride,
-                "exo_video": exo["video"],
-                "exo_camera": json.dumps(camera.to_dict()),
-                "exo_crop": list(crop),
-                "exo_lens": json.dumps(source.to_dict()) if recipe.undistort else "",
-                "ego_camera": json.dumps(ego.to_dict()),
-                "T_world_exo": pack(T_world_exo.numpy()),
-                "T_world_ego": pack(T_world_ego.numpy()),
-                "depth_path": exo["depth"] or "",
-                "depth_kind": exo["depth_kind"] or "",
-                "depth_files": digest(files) if files else "",
-                "overlap": overlap,
-                "pose_coverage": float(known.double().mean()),
-                "description": _described(json.loads(take["descriptions"]), start / take["fps"], (numbers[-1] + 1) / take["fps"]),
-                **{name: take[name] for name in ("take_uid", "take_name", "root", "ego_video", "task")},
-            }
-            clip["split"] = split_of(take["split"], take["take_uid"], clip["clip_id"], recipe)
-            views.append((rank, clip))
-        views.sort(key=lambda view: (-view[0], view[1]["exo_cam"]))
-        return [clip for _, clip in views[: recipe.exo_cameras]]
+            name = view["columns"]["exo_cam"]
+            clip = {"clip_id": f"{take['take_uid']}.{name}.{start:06d}", **window, **view["columns"], "overlap": overlap}
+            ranked.append((-rank, name, clip))
+        ranked.sort(key=lambda view: view[:2])
+        return [clip for _, _, clip in ranked[: recipe.exo_cameras]]
 
     def _judge(self, take: dict, rows: list[dict]) -> None:
         """Read what the geometry left, small, and say of every candidate whether it is taken and why."""
-        recipe = self.recipe
-        for name in sorted({clip["exo_cam"] for clip in rows}):
-            mine = [clip for clip in rows if clip["exo_cam"] == name]
+        for clip in rows:
+            clip |= {"motion": None, "blur": None, "exposure": None, "why": self._geometry(clip)}
+        for name in sorted({clip["exo_cam"] for clip in rows if not clip["why"]}):
+            mine = [clip for clip in rows if clip["exo_cam"] == name and not clip["why"]]
             reader = video.Reader(Path(take["root"]) / mine[0]["exo_video"])
-            opening = self._opening(reader, take) if recipe.skip_opening else 0
+            opening = self._opening(reader, take) if self.recipe.skip_opening else 0
             for clip in mine:
                 crop = clip["exo_crop"]
                 size = (round(LOOK * crop[2] / crop[3]), LOOK)
-                numbers = clip["start"] + clip["stride"] * np.arange(clip["frames"])
-                frames = torch.from_numpy(reader.read(numbers.tolist(), size, crop))
+                frames = torch.from_numpy(reader.read(views.frame_numbers(clip).tolist(), size, crop))
                 dark, blown = quality.exposure(frames)
                 clip["motion"] = float(quality.motion(frames).mean())
                 clip["blur"] = float(quality.sharpness(frames).median())
                 clip["exposure"] = float((dark + blown).max())
-                clip["why"] = self._why(clip, opening)
-                clip["chosen"] = clip["why"] == "chosen"
+                clip["why"] = self._pictures(clip, opening)
+        for clip in rows:
+            clip["chosen"] = clip["why"] == "chosen"
+        _keep_apart(rows)
 
     def _opening(self, reader: video.Reader, take: dict) -> int:
         """First frame of a view that nothing covers."""
@@ -137,12 +153,16 @@ class Windows:
         numbers = list(range(0, min(len(reader), round(OPENING_SECONDS * take["fps"])), step))
         return step * quality.opening_disturbance(torch.from_numpy(reader.read(numbers, (100, 56))))
 
-    def _why(self, clip: dict, opening: int) -> str:
-        recipe = self.recipe
+    def _geometry(self, clip: dict) -> str:
+        """Why a window is not worth decoding, or ""."""
         if clip["pose_coverage"] < 1:
             return f"no ego pose for {round((1 - clip['pose_coverage']) * clip['frames'])} of {clip['frames']} frames"
-        if clip["overlap"] < recipe.min_overlap:
-            return f"overlap {clip['overlap']:.2f} < {recipe.min_overlap}"
+        if clip["overlap"] < self.recipe.min_overlap:
+            return f"overlap {clip['overlap']:.2f} < {self.recipe.min_overlap}"
+        return ""
+
+    def _pictures(self, clip: dict, opening: int) -> str:
+        recipe = self.recipe
         if clip["start"] < opening:
             return f"opening: something covers the lens until frame {opening}"
         if clip["motion"] < recipe.min_motion:
@@ -159,14 +179,25 @@ class Windows:
             clip["chosen"], clip["why"] = False, f"the take gives {self.recipe.max_per_take} clips, with more overlap"
 
 
-def split_of(official: str, take_uid: str, clip_id: str, recipe: Clips) -> str:
+def split_of(official: str, take_uid: str, start: int, recipe: Clips) -> str:
     """train, test (a held-out window of a training take) or unseen (a window of a held-out take). Official splits stand; where there is
-    none, takes are held out by hash. Stable: other takes or clips change nothing.
+    none, takes are held out by hash. Stable: other takes or clips change nothing. All cameras' views of a window fall on one side, since
+    they share the true ego video.
     """
     held_out = official in ("val", "test") if official else _share(recipe.split_seed, take_uid) < recipe.unseen_fraction
     if held_out:
         return "unseen"
-    return "test" if _share(recipe.split_seed, clip_id) < recipe.test_fraction else "train"
+    return "test" if _share(recipe.split_seed, f"{take_uid}@{start}") < recipe.test_fraction else "train"
+
+
+def _keep_apart(rows: list[dict]) -> None:
+    """Where windows overlap (hop shorter than a clip), no training window shares frames with a held-out one."""
+    spans = {(c["start"], c["start"] + (c["frames"] - 1) * c["stride"]) for c in rows if c["split"] == "test" and c["chosen"]}
+    for clip in rows:
+        if clip["split"] == "train" and clip["chosen"]:
+            first, last = clip["start"], clip["start"] + (clip["frames"] - 1) * clip["stride"]
+            if any(a <= last and first <= b for a, b in spans):
+                clip["chosen"], clip["why"] = False, "shares frames with a held-out window"
 
 
 def selected(lake: Lake, recipe: Clips, splits: Sequence[str] = SPLITS) -> list[str]:

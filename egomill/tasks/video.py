@@ -22,6 +22,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 Size = tuple[int, int]  # width, height in px
+Frames = Sequence[int] | np.ndarray  # frame numbers
 Rect = Sequence[int]  # left, top, width, height in px
 
 
@@ -72,7 +73,7 @@ class Reader:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def read(self, indices: Sequence[int], size: Size | None = None, crop: Rect | None = None) -> np.ndarray:
+    def read(self, indices: Frames, size: Size | None = None, crop: Rect | None = None) -> np.ndarray:
         """The frames of these numbers, uint8 RGB [F, H, W, 3]; cropped, then resized by area, in that order.
 
         Errors: VideoError where a frame is not there or cannot be decoded.
@@ -103,7 +104,7 @@ def _forward(path: Path | str, wanted: list[int]) -> np.ndarray:
     raise VideoError(f"{Path(path).name}: no frame {wanted[len(found)]}")
 
 
-def read(path: Path | str, indices: Sequence[int], size: Size | None = None, crop: Rect | None = None) -> np.ndarray:
+def read(path: Path | str, indices: Frames, size: Size | None = None, crop: Rect | None = None) -> np.ndarray:
     """`Reader(path).read(indices, size, crop)`: uint8 RGB [F, H, W, 3], frame-exact. Errors: VideoError."""
     return Reader(path).read(indices, size, crop)
 
