@@ -49,8 +49,8 @@ def simulate(
     with Progress(console=err, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("simulate", total=takes)
 
-        def advance(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
+        def advance(done: int, total: int, name: str) -> None:
+            progress.update(bar, completed=done, total=total, description=name)
 
         made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=advance)
     _answer(made, json_, lambda: out.print(f"{len(made)} takes in {folder}"))

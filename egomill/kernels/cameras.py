@@ -251,12 +251,14 @@ def exo_from_annotation(fx: float, fy: float, cx: float, cy: float, k: tuple[flo
     return Camera("kannala_brandt", (fx / EXO_UNDISTORTED_FOCAL, fy / EXO_UNDISTORTED_FOCAL, cx, cy, *k), 3840, 2160)
 
 
+# Where Aria RGB's picture ends: its vignette falls to 70 % at 61.5 degrees and to 10 % at 74, and what lies outside shows next to nothing.
+ARIA_VISIBLE = math.radians(61.5)
 ARIA_RGB_TYPICAL = Camera(
     "fisheye624",
     (1220.6, 1220.6, 1464.6, 1442.4, 0.4144, -0.4860, 0.1385, 1.1460, -1.6676, 0.6301, 7.9e-4, -3.5e-4, -1.08e-3, 7.7e-5, 5.2e-4, -1.1e-4),
     2880,
     2880,
-    max_theta=math.radians(75.0),
+    max_theta=ARIA_VISIBLE,
 )
 GOPRO_TYPICAL = exo_from_annotation(1248.0, 1248.0, 1920.0, 1080.0, (0.036902, 0.057131, -0.057154, 0.018458))
 

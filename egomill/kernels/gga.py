@@ -65,7 +65,7 @@ class Geometry:
 
     def tile(self, frame: int, dtype: torch.dtype) -> Tensor:
         """The logits' bias for the ego queries of one latent frame over all tokens: [B, 1, h·w_ego, N]."""
-        f, h, w_exo, w_ego = self.layout
+        _f, _h, _w_exo, w_ego = self.layout
         bias = log_weight(self.cosines(frame), self.lambda_g, self.formula)
         return torch.nn.functional.pad(bias, (0, w_ego)).flatten(2)[:, None].to(dtype)
 

@@ -82,13 +82,15 @@ def overlap(
     far: float = 4.0,
     rays: int = 24,
     steps: int = 8,
+    body: float = 0.3,
 ) -> tuple[Tensor, Tensor]:
     """How much two views can see of each other's space, from geometry alone: (ego_in_exo [F], facing [F]).
 
     ego_in_exo: share of sample points of the ego frustum (about rays x rays directions of the lens' disc, distances `near`..`far`
     metres spaced evenly in log) that fall into the exo picture. facing: the mean cosine between the two views' directions to those seen
     points, where 1 is the same side of things and -1 the opposite one. Poses: exo [4, 4], ego [F, 4, 4]. What stands in between is not
-    known here; it is an upper bound on the prior's coverage.
+    known here, except the wearer, who is taken for an upright column (world z is up) of radius `body` metres under the head: a camera
+    behind somebody's back sees the room but not the hands. It is an upper bound on the prior's coverage.
     """
     small = ego_camera.rescale(rays, rays)
     directions, inside = small.rays(dtype=T_world_ego.dtype, device=T_world_ego.device)
@@ -96,10 +98,20 @@ def overlap(
     samples = (directions[inside][:, None] * distance[:, None]).reshape(-1, 3)
     world = transform(T_world_ego, samples)
     _, seen = exo_camera.project(transform(inverse(T_world_exo.to(world)), world))
+    seen = seen & ~_behind(T_world_exo[:3, 3].to(world), world, T_world_ego[:, None, :3, 3], body)
     from_ego = functional.normalize(world - T_world_ego[:, None, :3, 3], dim=-1)
     from_exo = functional.normalize(world - T_world_exo[:3, 3].to(world), dim=-1)
     cosine = torch.where(seen, (from_ego * from_exo).sum(-1), 0)
     return seen.to(world.dtype).mean(dim=1), cosine.sum(dim=1) / seen.sum(dim=1).clamp_min(1)
+
+
+def _behind(eye: Tensor, points: Tensor, head: Tensor, radius: float) -> Tensor:
+    """[...] whether the line from `eye` [3] to points [..., 3] passes through the upright column under `head` [..., 3] before it ends."""
+    way = points - eye
+    along = ((head - eye)[..., :2] * way[..., :2]).sum(-1) / way[..., :2].square().sum(-1).clamp_min(1e-9)
+    nearest = eye + along.clamp(0, 1)[..., None] * way
+    through = ((nearest - head)[..., :2].norm(dim=-1) < radius) & (nearest[..., 2] < head[..., 2] + 0.15)
+    return through & ((points - head)[..., :2].norm(dim=-1) > radius) & (along > 0) & (along < 1)
 
 
 def workspace_share(exo_camera: Camera, T_world_exo: Tensor, T_world_ego: Tensor, radius: float = 1.0) -> Tensor:

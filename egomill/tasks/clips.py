@@ -119,7 +119,7 @@ class Windows:
                 seen, facing = quality.overlap(camera, T_world_exo, take["ego_camera"], T_world_ego[known])
                 share = quality.workspace_share(camera, T_world_exo, T_world_ego[known]).mean()
                 overlap = float(seen.mean())
-                rank = overlap * float((1 + facing.mean()) / 2) * min(1.0, float(share) / NEAR_SHARE)
+                rank = overlap * float((3 + facing.mean()) / 4) * min(1.0, float(share) / NEAR_SHARE)
             name = view["columns"]["exo_cam"]
             clip = {"clip_id": f"{take['take_uid']}.{name}.{start:06d}", **window, **view["columns"], "overlap": overlap}
             ranked.append((-rank, name, clip))

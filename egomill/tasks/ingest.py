@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from egomill.kernels import poses
-from egomill.kernels.cameras import GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored, exo_from_annotation
+from egomill.kernels.cameras import ARIA_VISIBLE, GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored, exo_from_annotation
 from egomill.schemas.config import Ingest, Profile
 from egomill.schemas.fingerprint import digest, file_sha256
 from egomill.schemas.outcome import Rejected
@@ -269,7 +269,7 @@ def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tup
         with inside(root, calibration).open("rb") as file:
             cameras = json.loads(file.readline(LINE))["CameraCalibrations"]
         f, cx, cy, *rest = next(c["Projection"]["Params"] for c in cameras if c["Label"] == "camera-rgb")
-        lens = Camera("fisheye624", (f, f, cx, cy, *rest), 2880, 2880, max_theta=math.radians(75.0))
+        lens = Camera("fisheye624", (f, f, cx, cy, *rest), 2880, 2880, max_theta=ARIA_VISIBLE)
     except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
     if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):

@@ -8,16 +8,19 @@ replaces rows is one transaction: the old rows' deletion and the new rows' arriv
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import lance
-import pyarrow as pa
-from lance.fragment import FragmentMetadata, write_fragments
+warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray's workers are spawned, not forked
 
-from egomill.schemas.tables import KEYS, TABLES
+import lance  # noqa: E402
+import pyarrow as pa  # noqa: E402
+from lance.fragment import FragmentMetadata, write_fragments  # noqa: E402
+
+from egomill.schemas.tables import KEYS, TABLES  # noqa: E402
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 

@@ -12,12 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from egomill.kernels.fill import push_pull
 from egomill.models.batch import to_latent
 from egomill.models.egox import cover_cells
 from egomill.schemas.config import Model, Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tensors import pack, unpack
+from egomill.schemas.tensors import pack
 from egomill.tasks import bases, video, views
 from egomill.tasks.stage import Stage
 
@@ -53,8 +52,7 @@ class Encoder:
             exo, ego = views.read_exo(clip), views.read_ego(clip)
         except video.VideoError as error:
             return Rejected("video_undecodable", str(error))
-        valid = torch.from_numpy(unpack(row["priors"]["valid"]))
-        prior = push_pull(torch.from_numpy(video.decode(row["priors"]["video"])), valid).numpy()
+        _, valid, prior = views.read_prior(clip, row["priors"])
         latents = {name: to_latent(self.parts.vae, frames) for name, frames in (("exo", exo), ("prior", prior), ("ego", ego))}
         broken = [name for name, latent in latents.items() if not latent.isfinite().all()]
         if broken:

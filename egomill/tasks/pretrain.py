@@ -1,8 +1,8 @@
 """The embedded base model: a tiny Wan transformer trained from nothing on simulated rooms, so that the whole pipeline runs without weights.
 
-It becomes a *general* small video model that knows the 36-channel input, and nothing more: plain single-view clips (of either camera), to be
-made from a first frame, from text, or from a degraded copy in the condition channels (kernels/degrade.py). It never sees two views side by
-side, nor a rendered prior: exo→ego is what adapters are for.
+It becomes a *general* small video model that knows the 36-channel input, and nothing more: plain single-view clips (of either camera), to
+be made from a first frame, from text, or from a degraded copy in the condition channels (kernels/degrade.py). It never sees two views
+side by side, nor a rendered prior: exo→ego is what adapters are for.
 
 It can be stopped at any moment: a usable model (the moving average) and the state to go on from are written every few minutes.
 """
@@ -30,7 +30,7 @@ from egomill.tasks.weights import encode_text
 
 
 def task(rng: np.random.Generator, recipe: Recipe, video: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """What the condition channels hold for a video [F, 3, H, W]: a video, the validity to put in the mask [F, H, W], and whether anything."""
+    """What the condition channels hold for a video [F, 3, H, W]: a video, the validity [F, H, W] for the mask, and whether anything."""
     frames, _, height, width = video.shape
     kind = rng.random()
     if kind < recipe.first_image:
@@ -69,7 +69,14 @@ def make_text_encoder(recipe: Recipe) -> tuple[Any, Any]:
 
     torch.manual_seed(recipe.seed + 1)
     config = UMT5Config(
-        vocab_size=384, d_model=recipe.text_dim, d_kv=8, d_ff=64, num_layers=2, num_heads=4, relative_attention_num_buckets=16, tie_word_embeddings=False
+        vocab_size=384,
+        d_model=recipe.text_dim,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=16,
+        tie_word_embeddings=False,
     )
     return ByT5Tokenizer(), UMT5EncoderModel(config).eval().requires_grad_(False)
 
@@ -150,10 +157,10 @@ def pretrain(
     save_every: float = 240.0,
     log: Any = print,
 ) -> dict[str, Any]:
-    """Train a base for `minutes` of wall clock and write it to `out`; returns its record. Resumes from `out`/state.pt's successor if there.
+    """Train a base for `minutes` of wall clock and write it to `out`; returns its record. Goes on where `OUT-state.safetensors` stopped.
 
-    seeds: how many simulated clips (seeds FIRST_SEED…); they are rendered by `workers` processes into `clips` while the training runs (0: only
-    what lies there is used). One thread of torch; run it with nice.
+    seeds: how many simulated clips (seeds FIRST_SEED…); they are rendered by `workers` processes into `clips` while the training runs (0:
+    only what lies there is used). One thread of torch; run it with nice.
     """
     recipe = recipe or Recipe()
     out = Path(out)
@@ -219,8 +226,8 @@ def _train(
             record["losses"].append([done, round(float(np.mean(running or [float("nan")])), 4)])
             running = []
             save_base(out, average, codec, text, record)
-            tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.state_dict().items()}
-            save_file({k: v.contiguous().clone() for k, v in tensors.items()}, state)
+            both = {"model": model, "average": average}
+            save_file({f"{name}.{k}": v.clone() for name, m in both.items() for k, v in m.state_dict().items()}, state)
             log(json.dumps({k: record[k] for k in ("steps", "minutes", "clips", "held_out")} | {"loss": record["losses"][-1][1]}))
             saved_at = time.monotonic()
             if last:

@@ -6,18 +6,14 @@ scored is what lies in the lake.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from egomill.kernels.cameras import Camera
-from egomill.kernels.fill import push_pull
 from egomill.schemas.outcome import REASONS
-from egomill.schemas.tensors import unpack, unpack_depth
+from egomill.schemas.tensors import unpack_depth
 from egomill.tasks import gate, lineage, runs, sheets, video, views
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.tracking import Tracker
@@ -106,11 +102,10 @@ def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> di
     key, fps = clip["clip_id"], clip["fps"]
     exo, truth = views.read_exo(clip), views.read_ego(clip)
     prior = lake.rows("priors", [key], ["video", "valid"])[0]
-    holes, valid = video.decode(prior["video"]), unpack(prior["valid"])
+    holes, valid, filled = views.read_prior(clip, prior)
     made = {r["adapter"]: r for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"]) if r["adapter"] in shown}
     depth = lake.rows("depth", [key], ["depth"])
-    disc = Camera.from_dict(json.loads(clip["ego_camera"])).rays()[1].numpy()
-    filled = push_pull(torch.from_numpy(holes), torch.from_numpy(valid)).numpy()
+    disc = views.ego_disc(clip)
     videos = [("exo", exo, True), ("prior", sheets.show_holes(holes, valid | ~disc), False), ("prior, filled", filled, False)]
     videos += [(names[a], video.decode(made[a]["video"]), False) for a in shown if a in made]
     videos.append(("truth", truth, False))

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from egomill.kernels import similarity
 from egomill.kernels.cameras import Camera
-from egomill.kernels.fill import push_pull
 from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
@@ -70,17 +69,17 @@ class Scorer:
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         clip = row["clips"]
-        holes, valid = video.decode(row["priors"]["video"]), unpack(row["priors"]["valid"])
+        _, valid, filled = views.read_prior(clip, row["priors"])
         try:
             truth = views.read_ego(clip)
         except video.VideoError as error:
             return Rejected("video_undecodable", str(error))
-        made = self._made(row, holes, valid)
+        made = self._made(row, filled)
         if made is None or made.shape != truth.shape:
             found = None if made is None else made.shape
             raise ValueError(f"clip {clip['clip_id']}: {self.adapter} has frames {found}, the truth {truth.shape}")
         ego = Camera.from_dict(json.loads(clip["ego_camera"]))
-        disc = ego.rays()[1]
+        disc = torch.from_numpy(views.ego_disc(clip))
         depth, static = unpack_depth(row["depth"]["depth"]), unpack(row["depth"]["static"])
         regions = {"all": None, "hole": ~torch.from_numpy(valid) & disc, "moved": moved(clip, depth, static, ego) & disc}
         x, y = (torch.from_numpy(v).movedim(-1, 1).float() / 255 for v in (made, truth))
@@ -93,9 +92,9 @@ class Scorer:
         rows += [(name, None, why) for name, why in self.missing.items()]
         return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
 
-    def _made(self, row: dict, holes: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
+    def _made(self, row: dict, filled: np.ndarray) -> np.ndarray | None:
         if self.adapter == "prior":
-            return push_pull(torch.from_numpy(holes), torch.from_numpy(valid)).numpy()
+            return filled
         if self.parts is not None:
             return batch.to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
         return video.decode(row["generations"]["video"])

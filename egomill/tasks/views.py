@@ -15,6 +15,8 @@ import torch
 from numpy import ndarray
 
 from egomill.kernels.cameras import Camera
+from egomill.kernels.fill import push_pull
+from egomill.schemas.tensors import unpack
 from egomill.tasks import video
 
 _WINDOW = ("clip_id", "root", "start", "stride", "frames")
@@ -56,6 +58,20 @@ def read_ego(clip: dict, size: int | None = None) -> ndarray:
     """uint8 [F, H, W, 3] of the true ego view, portrait, at `size` px square. Errors: VideoError."""
     side = size or ego_camera(clip).width
     return video.read(Path(clip["root"]) / clip["ego_video"], frame_numbers(clip), (side, side))
+
+
+def ego_disc(clip: dict) -> ndarray:
+    """bool [H, W]: where the ego lens shows anything."""
+    return ego_camera(clip).rays()[1].numpy()
+
+
+def read_prior(clip: dict, prior: dict) -> tuple[ndarray, ndarray, ndarray]:
+    """A row of `priors` opened: pictures with black holes uint8 [F, H, W, 3], validity [F, H, W], and the pictures with their holes filled
+    (push-pull inside the lens' disc; outside it black, which is what a fisheye's corners are known to be).
+    """
+    holes, valid = video.decode(prior["video"]), unpack(prior["valid"])
+    filled = push_pull(torch.from_numpy(holes), torch.from_numpy(valid)).numpy()
+    return holes, valid, np.where(ego_disc(clip)[..., None], filled, 0).astype(np.uint8)
 
 
 def source_pixels(clip: dict, camera: Camera) -> tuple[ndarray, ndarray]:

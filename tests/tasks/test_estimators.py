@@ -23,8 +23,9 @@ def tiny_depth_anything(folder, kind):
 
     torch.manual_seed(0)
     stages = [f"stage{i}" for i in range(1, 5)]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56}
-    backbone = Dinov2Config(**sizes, out_features=stages, reshape_hidden_states=False)
+    sizes: dict = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56}
+    sizes |= {"out_features": stages, "reshape_hidden_states": False}
+    backbone = Dinov2Config(**sizes)
     config = DepthAnythingConfig(
         backbone_config=backbone,
         reassemble_hidden_size=16,
