@@ -193,22 +193,3 @@ def pinhole_z_to_range(z: Tensor, camera: Camera, focal_ratio: float = 1.0) -> T
     stretch = assumed[..., :2].norm(dim=-1) / assumed[..., 2] / sine.clamp_min(1e-6)
     stretch = torch.where(sine > 1e-4, stretch, 1 / focal_ratio).to(z.dtype)
     return torch.where(inside & z.isfinite() & (z > 0), z * stretch, 0)
-
-
-def pinhole_z_to_range(z: Tensor, told_focal: float, lens_focal: float) -> Tensor:
-    """Distance along the ray from the "z-depth" of a network that took a fisheye frame for a pinhole of `told_focal` px: z x lens /
-    told, everywhere.
-
-    A monocular network measures how large things look, and turns s = f S / z around with the focal length that it was told (or
-    guessed). In a Kannala-Brandt picture the same thing looks about lens_focal x S / range large wherever it is, so that what comes out
-    as z is the range, in units of told / lens; multiplying by the obliquity of either lens' ray would count it where it is not. Both
-    focal lengths at one picture size.
-
-    Evidence, on the EgoX clips (depth by a network told f = 1250 px, lens 1770 px; truth: 4,263 static landmarks triangulated from the
-    ego video and poses), interquartile range of log(true / converted), soccer and kitchen: this 0.13 and 0.22; z times the pinhole
-    ray's length 0.19 and 0.31; z over the lens ray's z 0.23 and 0.39. Medians true / converted 1.15 and 1.01 (1.07 on the third clip,
-    whose 290 landmarks decide nothing).
-    """
-    if told_focal <= 0 or lens_focal <= 0:
-        raise ValueError(f"focal lengths are positive, not {told_focal} and {lens_focal}")
-    return z * (lens_focal / told_focal)
