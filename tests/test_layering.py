@@ -20,7 +20,7 @@ ONLY_HERE = {
     "lance": {"tasks/lake.py"},
     "mlflow": {"tasks/tracking.py"},
     "prefect": {"flows"},
-    "ray": {"tasks/stage.py", "tasks/cluster.py", "tasks/train.py"},
+    "ray": {"tasks/stage.py", "tasks/cluster.py", "tasks/train.py", "tasks/train_loop.py"},
 }
 # Stages meet in tables. These are no stages: tools that any of them may use.
 SHARED_TASKS = {"lake", "stage", "cluster", "tracking", "video", "views", "weights", "releases", "runs"}

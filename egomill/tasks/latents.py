@@ -60,7 +60,7 @@ class Encoder:
         text = self.parts.encode_text([row["captions"]["text"]], self.tokens)[0]
         image = self.parts.encode_image(torch.from_numpy(exo[:1]))  # of the exo view: the true ego view is not to be seen
         packed = {name: _half(latent) for name, latent in latents.items()}
-        cover = _half(cover_cells(valid[None])[0])
+        cover = _half(cover_cells(torch.from_numpy(valid)[None])[0])
         return {**packed, "cover": cover, "text": _half(text), "image": None if image is None else _half(image[0])}
 
 

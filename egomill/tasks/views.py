@@ -48,7 +48,7 @@ def read_exo(clip: dict, size: tuple[int, int] | None = None) -> ndarray:
         return video.read(path, frame_numbers(clip), (width, height), clip["exo_crop"])
     camera, lens = camera.rescale(width, height), Camera.from_dict(json.loads(clip["exo_lens"]))
     x, y = source_pixels(clip, camera)
-    shrink = min(1.0, camera.params[0] / lens.params[0])  # by area first: remapping alone would alias
+    shrink = min(1.0, 1.5 * camera.params[0] / lens.params[0])  # by area first, as remapping alone would alias; the rim is stretched
     small = (round(lens.width * shrink), round(lens.height * shrink))
     x, y = (((v + 0.5) * n / full - 0.5).astype(np.float32) for v, n, full in zip((x, y), small, (lens.width, lens.height), strict=True))
     return np.stack([cv2.remap(frame, x, y, cv2.INTER_LINEAR) for frame in video.read(path, frame_numbers(clip), small)])
