@@ -190,15 +190,30 @@ def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) ->
 
 
 @app.command()
-def failures(lake: Lake = "lake", stage: str = "", reason: str = "", limit: int = 50, json_: Json = False) -> None:
-    """What was rejected and what failed, and why."""
+def failures(lake: Lake = "lake", stage: str = "", reason: str = "", limit: int = 20, json_: Json = False) -> None:
+    """What was rejected and what failed, and why: counts, and a line for each of the first rows (--json: all of them, whole)."""
+    from collections import Counter
+
     from egomill.tasks.lake import Lake as Tables
     from egomill.tasks.lake import one_of
 
     where = " AND ".join(one_of(c, [v]) for c, v in (("stage", stage), ("reason", reason)) if v)
-    rows = Tables(lake).read("failures", where=where or None).to_pylist()[:limit]
-    short = [{**r, "detail": r["detail"].strip().splitlines()[-1][:100] if r["detail"].strip() else ""} for r in rows]
-    _answer(rows, json_, lambda: _table("failures", short, ["key", "stage", "status", "reason", "attempt", "detail"]))
+    rows = Tables(lake).read("failures", where=where or None).to_pylist()
+    counts = Counter((r["stage"], r["status"], r["reason"]) for r in rows)
+
+    def show() -> None:
+        _table(
+            "how many",
+            [{"rows": n, "stage": s, "status": t, "reason": r} for (s, t, r), n in counts.items()],
+            ["rows", "stage", "status", "reason"],
+        )
+        for r in rows[:limit]:
+            last = r["detail"].strip().splitlines()[-1:] or [""]
+            out.print(f"{r['key']}  {r['stage']}  {r['reason']}: {last[0]}", highlight=False, soft_wrap=True)
+        if len(rows) > limit:
+            out.print(f"... and {len(rows) - limit} more: --limit, --stage, --reason")
+
+    _answer(rows, json_, show)
 
 
 @app.command()
