@@ -46,7 +46,8 @@ def discover(roots: list[Path]) -> list[Item]:
             key = f"{key}#{place}"
         seen.setdefault(key, place)
         row["take_uid"] = key
-        items.append(Item(key, digest(row, stat_signature(Path(row["root"]), row["files"])), row))
+        told = json.dumps(row, sort_keys=True)  # as text: what a data set says may hold NaN
+        items.append(Item(key, digest(told, stat_signature(Path(row["root"]), row["files"])), row))
     return items
 
 

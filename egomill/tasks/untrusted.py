@@ -39,12 +39,17 @@ def inside(root: Path, relative: Any) -> Path:
 
 
 def load_json(path: Path, reason: str, limit: int = 64 * MEGABYTE) -> Any:
-    """A JSON file's value. Bad(reason) where it is missing, larger than `limit` bytes, no JSON, or names a key twice in one object."""
+    """A JSON file's value. Bad(reason) where it is missing, larger than `limit` bytes, no JSON, names a key twice in one object, or holds
+    text that is no Unicode (half a surrogate pair, which no table can store)."""
     try:
         size = path.stat().st_size
         if size > limit:
             raise Bad(reason, f"{path.name}: {size} bytes, more than {limit}")
-        return json.loads(path.read_bytes(), object_pairs_hook=_once)
+        data = path.read_bytes()
+        value = json.loads(data, object_pairs_hook=_once)
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise Bad(reason, f"{path.name}: {_brief(error)}") from None
 

@@ -147,7 +147,7 @@ def test_task_of(name, task):
 
 
 def test_json_is_strict(tmp_path):
-    for text in ("{", '{"a": 1, "a": 2}', "[" * 100_000, "\xff"):
+    for text in ("{", '{"a": 1, "a": 2}', "[" * 100_000, "\xff", '["\\ud800"]'):
         (tmp_path / "x.json").write_text(text, encoding="latin-1")
         with pytest.raises(Bad):
             load_json(tmp_path / "x.json", "take_unreadable")
