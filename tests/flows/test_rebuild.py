@@ -1,0 +1,150 @@
+"""What a rebuild promises: nothing twice, nothing for nothing, nothing lost, and no take spoils another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from egomill.flows.rebuild import rebuild
+from egomill.scenes.take import simulate
+from egomill.tasks import runs
+from egomill.tasks.lake import Lake
+
+SMALL = ["clips.exo_cameras=1", "clips.hop=0.3", "clips.unseen=0"]
+DERIVED = ("depth", "priors", "directions", "latents")
+
+
+@pytest.fixture(scope="module")
+def takes(tmp_path_factory) -> Path:
+    """Ten short simulated takes. Tests copy what they change."""
+    folder = tmp_path_factory.mktemp("sim") / "takes"
+    simulate(folder, 10, seed=5, seconds=1.2, workers=2)
+    return folder
+
+
+def some(takes: Path, to: Path, count: int) -> Path:
+    """The first `count` takes, without takes.json: found by walking."""
+    shutil.copytree(takes / "annotations", to / "annotations", dirs_exist_ok=True)
+    for name in sorted(p.name for p in (takes / "takes").iterdir() if not p.name.startswith("."))[:count]:
+        shutil.copytree(takes / "takes" / name, to / "takes" / name, dirs_exist_ok=True)
+        shutil.copytree(takes / "sidecar" / name, to / "sidecar" / name, dirs_exist_ok=True)
+    return to
+
+
+def made(lake: Lake) -> dict[str, int]:
+    """What the newest run computed, by stage."""
+    return {stage["stage"].split("/")[0]: stage["computed"] for stage in runs.history(lake, 1)[0]["stages"]}
+
+
+def keys(lake: Lake, table: str) -> Counter:
+    return Counter(lake.read(table, ["clip_id"])["clip_id"].to_pylist())
+
+
+def test_a_rebuild_does_exactly_what_changed(takes, tmp_path, ray_cluster):
+    source, lake = some(takes, tmp_path / "in", 2), Lake(str(tmp_path / "lake"))
+
+    def again(*settings: str) -> dict:
+        return rebuild.fn(lake.uri, [str(source)], settings=[*SMALL, *settings])
+
+    first = again()
+    clips = sum(keys(lake, "clips").values())
+    assert first["new"]
+    assert made(lake) == {"takes": 2, "clips": 2, "captions": clips, **dict.fromkeys(DERIVED, clips)}
+
+    second = again()
+    assert (second["computed"], second["new"], second["release"]) == (0, False, first["release"])
+
+    changed = again("depth.relative_error=0.002")
+    assert made(lake) == {"takes": 0, "clips": 0, "captions": 0, **dict.fromkeys(DERIVED, clips)}
+    assert changed["new"]
+
+    some(takes, source, 3)
+    again("depth.relative_error=0.002")
+    more = sum(keys(lake, "clips").values()) - clips
+    assert made(lake) == {"takes": 1, "clips": 1, "captions": more, **dict.fromkeys(DERIVED, more)}
+    assert all(set(keys(lake, table).values()) == {1} for table in ("clips", *DERIVED))
+    for stage in runs.stage_table(lake):
+        assert stage["inputs"] == stage["outputs"] + stage["rejected"] + stage["failed"]
+
+
+def test_killed_in_the_middle_of_depth_it_goes_on(takes, tmp_path):
+    source, lake = some(takes, tmp_path / "in", 4), Lake(str(tmp_path / "lake"))
+    settings = [part for s in (*SMALL, "resources.shard=1") for part in ("--set", s)]
+    command = [str(Path(sys.executable).with_name("egomill")), "rebuild", str(source), "--lake", lake.uri, *settings]
+    env = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    driver = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and driver.poll() is None and not lake.count("depth"):
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wanted = set(lake.read("clips", ["clip_id"], "chosen")["clip_id"].to_pylist())
+    assert 0 < lake.count("depth") < len(wanted)
+    assert lake.count("releases") == 0
+    time.sleep(3)  # Ray's processes notice that their driver is gone
+
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    for table in (*DERIVED, "captions"):
+        assert keys(lake, table) == Counter(wanted), table
+    assert made(lake)["depth"] < len(wanted)  # what was committed before the kill was not made again
+
+
+def break_one(take: Path, pose: Path, fault: str) -> None:
+    """Six kinds of broken takes."""
+    videos = take / "frame_aligned_videos/downscaled/448"
+    record = json.loads(pose.read_text())
+    poses = record["aria01"]["camera_extrinsics"]
+    if fault == "no_exo_video":
+        for file in videos.glob("cam*.mp4"):
+            file.unlink()
+    elif fault == "video_undecodable":
+        file = videos / "aria01_214-1.mp4"
+        file.write_bytes(file.read_bytes()[:3000])
+    elif fault == "no_camera_pose":
+        pose.unlink()
+        return
+    elif fault == "rotation_invalid":
+        record["cam01"]["camera_extrinsics"] = (np.diag([1, 1, -1.0]) @ np.array(record["cam01"]["camera_extrinsics"])).tolist()
+    elif fault == "pose_gaps":
+        for frame in list(poses)[5:20]:
+            poses[frame] = None
+    elif fault == "calibration_invalid":
+        record["cam02"]["camera_intrinsics"][0][0] = -1.0
+    pose.write_text(json.dumps(record))
+
+
+FAULTS = ("no_exo_video", "video_undecodable", "no_camera_pose", "rotation_invalid", "pose_gaps", "calibration_invalid")
+
+
+def test_six_broken_takes_of_ten_are_named_and_the_others_unharmed(takes, tmp_path):
+    source, lake = some(takes, tmp_path / "in", 10), Lake(str(tmp_path / "lake"))
+    by_name = {json.loads(p.read_text())["metadata"]["take_name"]: p for p in source.rglob("camera_pose/*.json")}
+    folders = sorted((source / "takes").iterdir())
+    for folder, fault in zip(folders, FAULTS, strict=False):
+        break_one(folder, by_name[folder.name], fault)
+    egomill = str(Path(sys.executable).with_name("egomill"))
+    settings = [part for s in SMALL for part in ("--set", s)]
+    env = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    done = subprocess.run(
+        [egomill, "rebuild", str(source), "--lake", lake.uri, *settings], env=env, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: " in done.stderr
+    found = lake.read("failures", where="stage = 'takes'").to_pylist()
+    assert {f["status"] for f in found} == {"rejected"}
+    assert Counter(f["reason"] for f in found) == Counter(FAULTS), [(f["key"], f["reason"], f["detail"]) for f in found]
+    good = {t["take_name"] for t in lake.read("takes", ["take_name"]).to_pylist()}
+    assert good == {folder.name for folder in folders[len(FAULTS) :]}
+    assert {c["take_name"] for c in lake.read("clips", ["take_name"]).to_pylist()} == good
+    assert keys(lake, "latents") == keys(lake, "clips")
