@@ -27,10 +27,11 @@ class Background(NamedTuple):
 def background_mask(video: Tensor, sensitivity: float = 6.0, floor: float = 14.0, margin: int | None = None) -> Tensor:
     """Dynamic pixels [F, H, W] of a fixed camera's video uint8 [F, H, W, 3].
 
-    A pixel is dynamic where a channel departs from its median over time by more than `sensitivity` robust standard deviations (1.4826
-    MAD, per pixel) and more than `floor` grey levels. A change of the whole picture's brightness is taken out first. Specks are opened
-    away, gaps closed, the rest grown by `margin` pixels (default: 1 % of the picture's width) so that soft rims are inside. Raises
-    ValueError on anything but uint8 [F, H, W, 3].
+    A pixel is dynamic where a channel departs from its median over time by more than `sensitivity` robust standard deviations (1.4826 MAD,
+    per pixel, but no more than thrice the picture's usual one) and more than `floor` grey levels. Where a pixel's own deviation is above
+    twice that limit and 0.7 of the floor, it shows something that never rests (somebody who shifts about in one place): dynamic throughout.
+    A change of the whole picture's brightness is taken out first. Specks are opened away, gaps closed, the rest grown by `margin` pixels
+    (default: 1 % of the picture's width) so that soft rims are inside. ValueError on anything but uint8 [F, H, W, 3].
     """
     if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3:
         raise ValueError(f"a video is uint8 [F, H, W, 3], not {video.dtype} {tuple(video.shape)}")
@@ -41,17 +42,25 @@ def background_mask(video: Tensor, sensitivity: float = 6.0, floor: float = 14.0
         shift = difference[::4, ::4].reshape(-1, 3).median(dim=0).values
         departure[index] = (difference - shift).abs().amax(dim=-1).clamp(max=255).to(torch.uint8)
     spread = departure.median(dim=0).values.float() * 1.4826
-    dynamic = departure > (sensitivity * spread).clamp_min(floor)
+    usual = 3 * spread.median().clamp_min(0.5)
+    restless = spread > torch.clamp(2 * usual, min=floor * 0.7)
+    dynamic = (departure > (sensitivity * spread.minimum(usual)).clamp_min(floor)) | restless
     grow = max(1, round(video.shape[2] / 100)) if margin is None else margin
     return torch.cat([_tidy(part, grow) for part in dynamic.split(8)])
 
 
 def _tidy(mask: Tensor, margin: int) -> Tensor:
-    """Open by one pixel, close by twice the margin, grow by the margin. [F, H, W]."""
+    """Open by one pixel, close by twice the margin, grow by the margin. [F, H, W]. Large margins work at half the size, being soft."""
     picture = mask[:, None].float()
     picture = _grow(_shrink(picture, 1), 1)
-    picture = _shrink(_grow(picture, 2 * margin), 2 * margin)
-    return _grow(picture, margin)[:, 0] > 0.5
+    size, halve = picture.shape[-2:], margin >= 4
+    if halve:
+        picture = functional.max_pool2d(picture, 2, ceil_mode=True)
+        margin = margin // 2
+    picture = _grow(_shrink(_grow(picture, 2 * margin), 2 * margin), margin)
+    if halve:
+        picture = functional.interpolate(picture, scale_factor=2.0)[..., : size[0], : size[1]]
+    return picture[:, 0] > 0.5
 
 
 def _grow(picture: Tensor, pixels: int) -> Tensor:
