@@ -21,6 +21,9 @@ from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
 
 
+EDGE = 0.1  # of the depth
+
+
 class Cloud(NamedTuple):
     """Points [N, 3] in the world, colours [N, 3] (0..255), the radius in metres [N] that each stands for."""
 
@@ -29,12 +32,14 @@ class Cloud(NamedTuple):
     extent: Tensor
 
 
-def room_cloud(room: Background, camera: Camera, T_world_exo: Tensor) -> Cloud:
-    """A view's static surface as a cloud. `room` must have the camera's size; ValueError otherwise."""
+def room_cloud(room: Background, camera: Camera, T_world_exo: Tensor, edge: float = EDGE) -> Cloud:
+    """A view's static surface as a cloud, without points whose depth jumps by more than the share `edge`. `room` must have the camera's
+    size; ValueError otherwise.
+    """
     if room.depth.shape != (camera.height, camera.width):
         raise ValueError(f"depth {tuple(room.depth.shape)} is not the exo camera's {camera.height}x{camera.width}")
     rays, inside = camera.rays(dtype=torch.float32, device=room.depth.device)
-    kept = inside & (room.depth > 0) & ~depth_edges(room.depth)
+    kept = inside & (room.depth > 0) & ~depth_edges(room.depth, edge)
     extent = sample_extent(room.depth, camera)
     points = transform(T_world_exo.to(rays), (rays * room.depth[..., None])[kept])
     return Cloud(points, room.colour[kept], extent[kept])
@@ -66,6 +71,7 @@ def render_prior(
     ego_camera: Camera,
     T_world_ego: Tensor,
     accumulated: bool = True,
+    edge: float = EDGE,
 ) -> tuple[Tensor, Tensor]:
     """Prior uint8 [F, h, w, 3] and valid [F, h, w] for ego poses [F, 4, 4], from one exo view: video uint8 [F, H, W, 3], depth [F, H,
     W], static [F, H, W].
@@ -77,13 +83,13 @@ def render_prior(
     if video.shape[:3] != depth.shape or static.shape != depth.shape:
         raise ValueError(f"video {tuple(video.shape)}, depth {tuple(depth.shape)}, static {tuple(static.shape)} do not fit")
     if accumulated:
-        return render_cloud(room_cloud(accumulate(video, depth, static), exo_camera, T_world_exo), ego_camera, T_world_ego)
+        return render_cloud(room_cloud(accumulate(video, depth, static), exo_camera, T_world_exo, edge), ego_camera, T_world_ego)
     if len(T_world_ego) != len(video):
         raise ValueError(f"{len(video)} exo frames and {len(T_world_ego)} ego poses")
     frames = []
     for index in range(len(video)):
         room = accumulate(video[index : index + 1], depth[index : index + 1], static[index : index + 1])
-        frames.append(render_cloud(room_cloud(room, exo_camera, T_world_exo), ego_camera, T_world_ego[index : index + 1]))
+        frames.append(render_cloud(room_cloud(room, exo_camera, T_world_exo, edge), ego_camera, T_world_ego[index : index + 1]))
     pictures, masks = zip(*frames, strict=True)
     return torch.cat(pictures), torch.cat(masks)
 

@@ -43,7 +43,8 @@ class Rendering:
             return Rejected("video_undecodable", str(error))
         T_world_exo = torch.from_numpy(unpack(clip["T_world_exo"])).float()
         T_world_ego = torch.from_numpy(unpack(clip["T_world_ego"])).float()
-        prior, valid = render_prior(frames, depth, static, exo_camera, T_world_exo, ego_camera, T_world_ego, self.recipe.accumulate)
+        view = (frames, depth, static, exo_camera, T_world_exo, ego_camera, T_world_ego)
+        prior, valid = render_prior(*view, accumulated=self.recipe.accumulate, edge=self.recipe.edge)
         covered = float(coverage(valid, ego_camera.rays()[1]).mean())
         if covered < self.recipe.min_coverage:
             return Rejected("prior_empty", f"{covered:.1%} of the lens' disc, {self.recipe.min_coverage:.1%} asked for")
