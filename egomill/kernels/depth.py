@@ -178,18 +178,17 @@ def metric_scale(depth: Tensor, camera: Camera, T_world_cam: Tensor, landmarks: 
 def pinhole_z_to_range(z: Tensor, camera: Camera, focal_ratio: float = 1.0) -> Tensor:
     """Metres along the calibrated ray from z-depth [F, H, W] that was estimated as if the picture were a pinhole's; 0 where unknown.
 
-    A network that takes a fisheye picture for a pinhole one (of `focal_ratio` times the lens' focal length) is wrong about directions.
-    What it says of a point's distance from the optical axis is kept, X = z r / f, and the point put on its true ray: X / sin θ. For a
-    true pinhole camera this is z / cos θ. Measured on three EgoX clips, against keeping z or keeping the range: the picture of the true
-    ego view lines up best at a global scale of 0.8..1.2 instead of 1.1..1.7. ValueError where z is not of the camera's size.
+    A monocular network sees how large things look, and turns size = f S / z around with the focal length it was told, `focal_ratio` times
+    the lens' own. In a fisheye picture a thing looks about f S / range large wherever it is, so that what comes out as z is the range, in
+    units of the ratio; counting the ray's obliquity in would count what is not there. In a true pinhole picture it is: z / cos θ.
+
+    Measured on EgoX clips (network told 0.7 of the lens' focal length) against static landmarks triangulated from the ego video and poses,
+    spread (interquartile range) of log(true / converted) for soccer (857) and kitchen (3,406): range = z 0.13, 0.22; distance from the
+    optical axis kept (z tan / sin θ) 0.16, 0.27; pinhole range 0.19, 0.31; z / cos θ 0.23, 0.39.
+    ValueError where z is not of the camera's size.
     """
     if z.shape[-2:] != (camera.height, camera.width):
         raise ValueError(f"z-depth {tuple(z.shape)} is not the camera's {camera.height}x{camera.width}")
-    fx, fy, cx, cy = camera.params[:4]
-    pinhole = Camera("pinhole", (fx * focal_ratio, fy * focal_ratio, cx, cy), camera.width, camera.height, camera.turns)
-    assumed, _ = pinhole.rays(torch.float64, z.device)
-    true, inside = camera.rays(torch.float64, z.device)
-    sine = true[..., :2].norm(dim=-1)
-    stretch = assumed[..., :2].norm(dim=-1) / assumed[..., 2] / sine.clamp_min(1e-6)
-    stretch = torch.where(sine > 1e-4, stretch, 1 / focal_ratio).to(z.dtype)
-    return torch.where(inside & z.isfinite() & (z > 0), z * stretch, 0)
+    rays, inside = camera.rays(torch.float64, z.device)
+    stretch = 1 / rays[..., 2] if camera.model == "pinhole" else torch.ones_like(rays[..., 2])
+    return torch.where(inside & z.isfinite() & (z > 0), z * (stretch / focal_ratio).to(z.dtype), 0)

@@ -20,7 +20,6 @@ from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
 
-
 EDGE = 0.1  # of the depth
 
 

@@ -87,9 +87,9 @@ def flow_loss(model: Any, batch: dict[str, Tensor], sigma: Tensor, noise: Tensor
     """|v − (ε − x)|² over a sample [B]."""
     level = sigma.view(-1, 1, 1, 1, 1)
     x = batch["x"]
-    v = model(
-        torch.cat([(1 - level) * x + level * noise, batch["condition"]], dim=1), sigma * TIMESTEPS, batch["text"], return_dict=False
-    )[0]
+    v = model(torch.cat([(1 - level) * x + level * noise, batch["condition"]], dim=1), sigma * TIMESTEPS, batch["text"], return_dict=False)[
+        0
+    ]
     return (v - (noise - x)).square().flatten(1).mean(dim=1)
 
 

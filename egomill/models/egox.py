@@ -39,7 +39,8 @@ class Condition:
         (b, _, f, h, _), (bp, _, fp, hp, wp) = self.exo.shape, self.prior.shape
         if (b, f, h) != (bp, fp, hp) or self.cover.shape != (b, 4, f, h, wp) or len(self.text) != b:
             raise ValueError(
-                f"exo {tuple(self.exo.shape)}, prior {tuple(self.prior.shape)}, cover {tuple(self.cover.shape)}, text {tuple(self.text.shape)}"
+                f"exo {tuple(self.exo.shape)}, prior {tuple(self.prior.shape)}, cover {tuple(self.cover.shape)}, "
+                f"text {tuple(self.text.shape)}"
             )
 
 
@@ -140,13 +141,17 @@ def sample(
 
 
 def make_scheduler(kind: str, shift: float) -> Any:
-    """"euler" or "unipc", with the shift stated: loading one scheduler from another's config drops it silently."""
+    """ "euler" or "unipc", with the shift stated: loading one scheduler from another's config drops it silently."""
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
     if kind == "euler":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=shift)
     if kind == "unipc":
         return UniPCMultistepScheduler(
-            num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero"
+            num_train_timesteps=TIMESTEPS,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=shift,
+            final_sigmas_type="zero",
         )
     raise ValueError(f"scheduler {kind!r}: euler or unipc")

@@ -118,7 +118,7 @@ def run(
         jobs = [_Job(chunk, [wanted[k] for k in chunk], [by_item[k].row for k in chunk] if items is not None else None) for chunk in shards]
         results = _chain(results, _on_ray(stage, lake, run_id, versions, jobs, resources))
 
-    total = len(pending)
+    seen = 0
     for fragments, outcomes in results:
         _record(stage, lake, run_id, fragments, outcomes, wanted, have, past)
         for outcome in outcomes:
@@ -127,8 +127,9 @@ def run(
                 report.computed += 1
             else:
                 report.reasons[outcome["reason"]] += 1
+        seen += len(outcomes)
         if progress:
-            progress(total - len([k for k in pending if k not in done]), total)
+            progress(seen, len(pending))
 
     for status in done.values():
         setattr(report, status, getattr(report, status) + 1)

@@ -45,7 +45,7 @@ def test_chunked_is_the_ego_part_of_dense_forward_and_backward(formula, lam):
 
 def test_dense_against_the_formula_written_out():
     geo = geometry(batch=1, lambda_g=1.7)
-    f, h, w_exo, w_ego = geo.layout
+    _f, h, w_exo, w_ego = geo.layout
     w = w_exo + w_ego
     q, k, v = (t[0, 0] for t in qkv(geo, heads=1))
     logits = q @ k.T / math.sqrt(q.shape[-1])
@@ -66,7 +66,9 @@ def test_values_of_the_two_formulas():
     torch.testing.assert_close(log_weight(cos, 1.0)[1:], torch.log1p(cos[1:]))
     assert math.isclose(float(log_weight(cos, 1.0)[0]), math.log(1e-6))
     released = log_weight(cos, 3.0, "egox-released")
-    torch.testing.assert_close(released, torch.tensor([math.log(1e-6), -2.302575, 0.0, math.log(4)], dtype=torch.float64), atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        released, torch.tensor([math.log(1e-6), -2.302575, 0.0, math.log(4)], dtype=torch.float64), atol=2e-5, rtol=0
+    )
 
 
 def test_it_keeps_almost_nothing_and_refuses_nonsense():
