@@ -34,7 +34,8 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         link("mlflow-run", tracker.uri, f"MLflow run {candidate.run_id}")
 
         champion = tracker.champion(candidate.name)
-        folders = {"base": "", candidate.spec: candidate.folder, **({champion.spec: champion.folder} if champion else {})}
+        others = {champion.spec: champion.folder} if champion and champion.spec != candidate.spec else {}
+        folders = {"base": "", **others, candidate.spec: candidate.folder}
         held_out = selected(run.lake, settings_.clips, HELD_OUT)
         for spec, folder in folders.items():
             make(run, generations.stage(settings_, spec, folder), keys=held_out)
