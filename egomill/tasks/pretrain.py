@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from egomill.models.base import Recipe, flow_loss, learning_rate, make_transform
 from egomill.models.codec import PatchCodec, encode_video, to_cells
 from egomill.models.egox import cover_cells
 from egomill.scenes.views import FIRST_SEED, HELD_OUT, Views, render_clip, to_float
+from egomill.schemas.fingerprint import code_of
 from egomill.tasks.weights import encode_text
 
 
@@ -116,6 +118,17 @@ def codec_quality(codec: PatchCodec, views: Views) -> dict[str, float]:
             errors.append(-10 * ((codec(video).clamp(-1, 1) - video) / 2).square().mean().log10().item())
         numbers[f"codec_{name}_psnr"] = float(np.mean(errors)) if errors else float("nan")
     return numbers
+
+
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers as runs [first, last], both in."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
 
 
 def save_base(out: Path, transformer: Any, codec: PatchCodec, text: tuple[Any, Any], record: dict[str, Any]) -> None:
@@ -217,7 +230,9 @@ def _train(
                 "steps": done,
                 "minutes": round(spent + elapsed, 2),
                 "clips": len(views.ego),
-                "first_seed": FIRST_SEED,
+                "seeds": runs(int(name.split(".")[0]) for name in views.seen),
+                "held_out_seeds": runs(range(FIRST_SEED, FIRST_SEED + HELD_OUT)),
+                "code": code_of("egomill.tasks.pretrain"),
                 "held_out": {k: round(v, 4) for k, v in evaluate(average, trial).items()},
                 "recipe": asdict(recipe),
                 "parameters": sum(p.numel() for p in model.parameters()),
