@@ -62,6 +62,7 @@ def make_transformer(recipe: Recipe) -> Any:
     dim, big = recipe.heads * recipe.head_dim, 16.0
     with torch.no_grad():
         weight, bias = model.patch_embedding.weight, model.patch_embedding.bias
+        assert bias is not None
         weight.normal_(0, 0.02)
         bias.zero_()
         for place in range(4):
@@ -79,7 +80,7 @@ def make_transformer(recipe: Recipe) -> Any:
                 row[place * 36 + channel], row[place * 36 + 20 + channel] = divisor, -divisor
         model.scale_shift_table.zero_()
         for block in model.blocks:
-            block.scale_shift_table.mul_(0.5)
+            block.scale_shift_table.data *= 0.5  # type: ignore[union-attr]
     return model
 
 

@@ -78,7 +78,7 @@ def make_text_encoder(recipe: Recipe) -> tuple[Any, Any]:
         num_layers=2,
         num_heads=4,
         relative_attention_num_buckets=16,
-        tie_word_embeddings=False,
+        tie_word_embeddings=False,  # pyright: ignore[reportCallIssue]
     )
     return ByT5Tokenizer(), UMT5EncoderModel(config).eval().requires_grad_(False)
 
@@ -111,10 +111,10 @@ def fit_codec(codec: PatchCodec, views: Views, rng: np.random.Generator, seconds
 def codec_quality(codec: PatchCodec, views: Views) -> dict[str, float]:
     """Mean PSNR in dB of the held-out clips, both views."""
     numbers = {}
-    for name, k in (("exo", 0), ("ego", 1)):
+    for name, stored in (("exo", [exo for exo, _, _ in views.held]), ("ego", [ego for _, ego, _ in views.held])):
         errors = []
-        for held in views.held:
-            video = to_float(held[k]).transpose(0, 1)[None]
+        for one in stored:
+            video = to_float(one).transpose(0, 1)[None]
             errors.append(-10 * ((codec(video).clamp(-1, 1) - video) / 2).square().mean().log10().item())
         numbers[f"codec_{name}_psnr"] = float(np.mean(errors)) if errors else float("nan")
     return numbers

@@ -33,7 +33,8 @@ def test_a_folder_of_stock_classes(tmp_path):
     from transformers import ByT5Tokenizer, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=32, patch_size=16, **sizes)
     parts = {
         "transformer": WanTransformer3DModel(
             in_channels=36, out_channels=16, num_attention_heads=2, attention_head_dim=12, num_layers=1, ffn_dim=16, text_dim=8, freq_dim=16
