@@ -107,22 +107,22 @@ def cover(seen: Projected, width: int, height: int) -> tuple[Tensor, Tensor, Ten
 
     Points are taken by the size of their disc, so that a few large ones do not make all pay for theirs.
     """
-    reach = (seen.radius.detach() + 0.5).floor().long()
+    side = (2 * seen.radius.detach()).ceil().long()  # an open interval of length 2r holds at most so many integers
+    first = (seen.pixels - seen.radius[:, None]).detach().ceil().int()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for size in reach.unique().tolist():
-        offsets = torch.arange(-size, size + 1, device=reach.device)
-        for rows in (reach == size).nonzero().squeeze(-1).split(max(1, CHUNK // offsets.numel() ** 2)):
+    for size in side.unique().tolist():
+        offsets = torch.arange(size, dtype=torch.int32, device=side.device)
+        for rows in (side == size).nonzero().squeeze(-1).split(max(1, CHUNK // size**2)):
             centre = seen.pixels[rows]
-            x, y = (centre.detach().round().long()[:, :, None] + offsets).unbind(1)
-            outside = torch.inf
-            dx = torch.where((x >= 0) & (x < width), x - centre[:, :1], outside) ** 2
-            dy = torch.where((y >= 0) & (y < height), y - centre[:, 1:], outside) ** 2
+            x, y = (first[rows][:, :, None] + offsets).unbind(1)
+            dx = torch.where((x >= 0) & (x < width), x - centre[:, :1], torch.inf) ** 2
+            dy = torch.where((y >= 0) & (y < height), y - centre[:, 1:], torch.inf) ** 2
             distance = dy[:, :, None] + dx[:, None, :]
             inside = (distance < (seen.radius[rows] ** 2)[:, None, None]).flatten().nonzero().squeeze(-1)
-            pixel = (y[:, :, None] * width + x[:, None, :]).flatten()[inside]
-            found.append((pixel, rows[inside // offsets.numel() ** 2], distance.flatten()[inside]))
+            pixel = (y[:, :, None] * width + x[:, None, :]).flatten()[inside].long()
+            found.append((pixel, rows[inside // size**2], distance.flatten()[inside]))
     if not found:
-        none = torch.zeros(0, dtype=torch.long, device=reach.device)
+        none = torch.zeros(0, dtype=torch.long, device=side.device)
         return none, none, seen.distance.new_zeros(0)
     pixel, point, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
     return pixel, point, distance
