@@ -41,7 +41,7 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
         "tables": json.dumps(tables),
         "checks": json.dumps(checks),
         "profile": profile.model_dump_json(),
-        "clips": lake.count("latents", version=tables["latents"]),
+        "clips": pc.count_distinct(lake.read("latents", ["clip_id"], version=tables["latents"])["clip_id"]).as_py(),
     }
     lake.upsert("releases", [row])
     return _open(row), True
