@@ -8,6 +8,7 @@ versions; its source can be reopened in any process that has this package instal
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 from egomill.schemas.fingerprint import digest
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CHAMPION, CANDIDATE = "champion", "candidate"
 
 
