@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
-	$(BIN)/egomill simulate $(DEMO)/takes --takes 18 --seconds 2.2 --seed 7
+	$(BIN)/egomill simulate $(DEMO)/takes --takes 15 --seconds 2 --seed 7
 	$(BIN)/egomill nightly $(DEMO)/takes --lake $(DEMO)/lake --report $(DEMO)/report.html
 	$(BIN)/egomill status --lake $(DEMO)/lake
 	@echo "Open $(DEMO)/report.html"

@@ -8,6 +8,7 @@ replaces rows is one transaction: the old rows' deletion and the new rows' arriv
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class Lake:
     """A folder or object-store URI that holds the tables. A value: cheap to make, to compare and to send to workers."""
 
     uri: str
+
+    def __post_init__(self) -> None:
+        if "://" not in self.uri:  # workers have working folders of their own
+            object.__setattr__(self, "uri", os.path.abspath(self.uri))
 
     def path(self, table: str) -> str:
         return f"{self.uri.rstrip('/')}/{table}.lance"

@@ -67,3 +67,12 @@ def test_a_release_pins_versions_and_refuses_doubled_keys(tmp_path):
         releases.publish(lake, "r3", profile)
     assert [r["name"] for r in releases.every(lake)] == [row["name"]]
     assert "release-first" in lake.open("captions").tags.list()
+
+
+def test_a_relative_lake_is_the_same_place_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lake = Lake("lake")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    lake.commit("captions", captions(lake, {"a": "1"}))
+    assert (tmp_path / "lake").is_dir()
