@@ -42,7 +42,7 @@ def do(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """A plain function as a step: a Prefect task under Prefect (no retries, no caching: the tables remember), else a call."""
     if not orchestrated():
         return function(*args, **kwargs)
-    return task(lambda: function(*args, **kwargs), name=name, retries=0, persist_result=False)()
+    return task(name=name, retries=0, persist_result=False)(lambda: function(*args, **kwargs))()
 
 
 def make(run: Run, stage: Stage, **inputs: Any) -> Report:

@@ -24,10 +24,10 @@ class Section(BaseModel):
 class Ingest(Section):
     """How tolerant reading a take is."""
 
-    max_pose_gap: int = Field(3, ge=0)  # frames that may be interpolated between known poses
-    min_pose_coverage: float = Field(0.9, ge=0, le=1)
+    max_pose_gap: int = Field(default=3, ge=0)  # frames that may be interpolated between known poses
+    min_pose_coverage: float = Field(default=0.9, ge=0, le=1)
     max_step: float = 0.5  # metres the head may move between two frames
-    frame_slack: int = Field(2, ge=0)  # videos of one take may differ by so many frames (the common part is used)
+    frame_slack: int = Field(default=2, ge=0)  # videos of one take may differ by so many frames (the common part is used)
 
 
 class Clips(Section):
@@ -38,8 +38,8 @@ class Clips(Section):
     exo_size: tuple[int, int] = (224, 128)  # width, height in px, multiples of 16
     ego_size: int = 128  # px, square
     hop: float = 1.0  # seconds between window starts
-    exo_cameras: int = Field(1, ge=1)  # the best so many views of a window become clips of their own
-    max_per_take: int = Field(0, ge=0)  # 0: no limit
+    exo_cameras: int = Field(default=1, ge=1)  # the best so many views of a window become clips of their own
+    max_per_take: int = Field(default=0, ge=0)  # 0: no limit
     skip_opening: bool = True  # leave out windows in which something grossly covers the lens (take separators)
     undistort: bool = False  # exo view as a pinhole picture
     min_overlap: float = 0.15  # of the ego frustum seen by the exo camera
@@ -69,7 +69,7 @@ class Depth(Section):
     temporal_revision: str = ""
     mask: str = "sidecar-or-background"  # "background", "none", or a folder / hub id of a segmentation network
     mode: Literal["robust", "momentum", "peer"] = "robust"
-    momentum: float = Field(0.99, ge=0, le=1)
+    momentum: float = Field(default=0.99, ge=0, le=1)
     height: int = 224  # px of the stored depth; width follows the exo picture
     relative_error: float = 1e-3
     min_known: float = 0.2
@@ -145,7 +145,7 @@ class Resources(Section):
     shard: int = 4  # rows per commit
     cpus: dict[str, float] = {}
     gpus: dict[str, float] = {}
-    failure_threshold: float = Field(0.2, ge=0, le=1)  # share of failed (not rejected) rows above which a run fails
+    failure_threshold: float = Field(default=0.2, ge=0, le=1)  # share of failed (not rejected) rows above which a run fails
     attempts: int = 3  # of a failed row
 
 

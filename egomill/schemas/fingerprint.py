@@ -80,7 +80,9 @@ def _tree_hash(module: str) -> str:
     tree = ast.parse(_source(module) or "")
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
+        if not isinstance(body, list) or not body:
+            continue
+        first = body[0]
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
             body.pop(0)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
-import pyarrow.compute as pc
-
 from egomill.schemas.config import Profile
 from egomill.schemas.tables import KEYS, RELEASED
 from egomill.tasks.lake import Lake
@@ -41,7 +39,7 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
         "tables": json.dumps(tables),
         "checks": json.dumps(checks),
         "profile": profile.model_dump_json(),
-        "clips": pc.count_distinct(lake.read("latents", ["clip_id"], version=tables["latents"])["clip_id"]).as_py(),
+        "clips": len(set(lake.read("latents", ["clip_id"], version=tables["latents"])["clip_id"].to_pylist())),
     }
     lake.upsert("releases", [row])
     return _open(row), True
@@ -50,13 +48,13 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
 def check(lake: Lake, tables: dict[str, int]) -> dict[str, str]:
     """What must hold before a release exists: keys are unique, and no derived row is without its clip."""
     found = {}
-    clips = lake.read("clips", ["clip_id"], version=tables["clips"])["clip_id"]
+    clips = set(lake.read("clips", ["clip_id"], version=tables["clips"])["clip_id"].to_pylist())
     for table, version in tables.items():
         rows = lake.read(table, list(KEYS[table]), version=version)
         unique = rows.group_by(list(KEYS[table])).aggregate([]).num_rows
         found[f"{table} keys are unique"] = "passed" if unique == rows.num_rows else f"{rows.num_rows - unique} doubled"
         if "clip_id" in KEYS[table] and table != "clips":
-            orphans = rows.num_rows - (pc.sum(pc.is_in(rows["clip_id"], value_set=clips.combine_chunks())).as_py() or 0)
+            orphans = sum(clip not in clips for clip in rows["clip_id"].to_pylist())
             found[f"{table} rows have clips"] = "passed" if orphans == 0 else f"{orphans} without"
     return found
 

@@ -249,7 +249,7 @@ class _Actor:
         for i, (table, columns) in enumerate(self.stage.reads.items()):
             key_column = KEYS[table][0]
             where = self.stage.where if i == 0 else ""
-            for row in self.lake.rows(table, keys, dict.fromkeys((key_column, *columns)), self.versions[table], where):
+            for row in self.lake.rows(table, keys, [*dict.fromkeys((key_column, *columns))], self.versions[table], where):
                 rows[row[key_column]][table] = row
         return [rows[key] for key in keys]
 
