@@ -184,7 +184,7 @@ def split_of(official: str, take_uid: str, start: int, recipe: Clips) -> str:
     none, takes are held out by hash. Stable: other takes or clips change nothing. All cameras' views of a window fall on one side, since
     they share the true ego video.
     """
-    held_out = official in ("val", "test") if official else _share(recipe.split_seed, take_uid) < recipe.unseen_fraction
+    held_out = official in ("val", "test", "held-out") if official else _share(recipe.split_seed, take_uid) < recipe.unseen_fraction
     if held_out:
         return "unseen"
     return "test" if _share(recipe.split_seed, f"{take_uid}@{start}") < recipe.test_fraction else "train"
