@@ -37,7 +37,7 @@ def discover(roots: list[Path]) -> list[Item]:
     for root in map(Path, roots):
         if not (root / "takes").is_dir() and not (root / "meta.json").is_file():
             raise ValueError(f"{root} is no data set: neither takes/ nor meta.json is there")
-        found = (release if (root / "takes").is_dir() else egox)(root.resolve())
+        found = list((release if (root / "takes").is_dir() else egox)(root.resolve()))
         _hold_one_out(found)
         rows += found
     items, seen = [], {}
