@@ -7,7 +7,7 @@ import shutil
 import pytest
 from tiny_release import change, put, write_egox, write_release, write_take
 
-from egomill.tasks.sources import discover, task_of
+from egomill.tasks.sources import _hold_one_out, discover, task_of
 from egomill.tasks.untrusted import Bad, inside, load_json
 
 
@@ -160,3 +160,16 @@ def test_json_is_strict(tmp_path):
 def test_inside(tmp_path, path):
     with pytest.raises(Bad, match="path_outside_root"):
         inside(tmp_path, path)
+
+
+def test_a_data_set_without_any_split_keeps_one_take_apart():
+    rows = [{"take_uid": f"u{i}", "split": ""} for i in range(5)]
+    _hold_one_out(rows)
+    assert sorted(row["split"] for row in rows) == ["", "", "", "", "held-out"]
+    apart = next(row["take_uid"] for row in rows if row["split"])
+    again = [{"take_uid": f"u{i}", "split": ""} for i in reversed(range(5))]
+    _hold_one_out(again)
+    assert next(row["take_uid"] for row in again if row["split"]) == apart
+    official = [{"take_uid": "a", "split": "train"}, {"take_uid": "b", "split": ""}]
+    _hold_one_out(official)
+    assert [row["split"] for row in official] == ["train", ""]
