@@ -282,7 +282,7 @@ def _run(flow: Any, json_: bool, **parameters: Any) -> None:
 def _tracker(lake: str, tracking: str) -> Any:
     from egomill.tasks.tracking import Tracker
 
-    return Tracker(tracking) if tracking else Tracker.beside(lake)
+    return Tracker.of(tracking, lake)
 
 
 def _answer(value: Any, as_json: bool, show: Any) -> None:

@@ -29,12 +29,14 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
 
 @flow(name="evaluate", log_prints=True, validate_parameters=False)
 def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
-    """Score what an adapter, or "base", "prior", "codec", makes of every held-out clip. Returns the paired comparison."""
+    """Score what an adapter, or "base", "prior", "codec", makes of every held-out clip. Returns the paired
+    comparison with what is scored of the filled prior, the codec and the base.
+    """
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "generate", settings_) as run:
         spec, _ = resolve(run, adapter, tracking)
         score(run, spec)
-        return gate.compare(run.lake, [spec])
+        return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
 
 
 def score(run: Run, spec: str) -> None:
@@ -46,5 +48,5 @@ def resolve(run: Run, adapter: str, tracking: str) -> tuple[str, str]:
     """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"); the references have no files."""
     if adapter in ("base", *REFERENCES):
         return adapter, ""
-    found = (Tracker(tracking) if tracking else Tracker.beside(run.lake.uri)).resolve(adapter)
+    found = Tracker.of(tracking, run.lake.uri).resolve(adapter)
     return found.spec, found.folder

@@ -34,6 +34,6 @@ def nightly(
 
 def write_report(lake: str, adapter: str, tracking: str, page: str) -> str:
     """Write the report page of an adapter; returns its path."""
-    tracker = Tracker(tracking) if tracking else Tracker.beside(lake)
+    tracker = Tracker.of(tracking, lake)
     where = Path(page) if page else Path(lake if "://" not in lake else ".") / "report.html"
     return str(reports.render(Lake(lake), tracker, adapter, where))

@@ -22,7 +22,7 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
     Returns {adapter, trained, promoted, why, comparison}.
     """
     settings_ = Profile.load(profile, settings or [])
-    tracker = Tracker(tracking) if tracking else Tracker.beside(lake)
+    tracker = Tracker.of(tracking, lake)
     with recorded(Lake(lake), "retrain", settings_) as run:
         source = releases.get(run.lake, release)
         run.release_in = source["name"]

@@ -111,6 +111,11 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         return Tracker(f"sqlite:///{folder / 'mlflow.db'}")
 
+    @staticmethod
+    def of(uri: str, lake_uri: str) -> Tracker:
+        """The store at `uri`, or where that is empty the lake's own."""
+        return Tracker(uri) if uri else Tracker.beside(lake_uri)
+
     @property
     def client(self) -> Any:
         return _client(self.uri)
