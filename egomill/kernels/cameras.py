@@ -240,17 +240,6 @@ def aria_sensor_to_stored(camera_2880: Camera, size: int = 448) -> Camera:
     return camera_2880.crop(32, 32, 2816, 2816).rescale(1408, 1408).rescale(size, size).turn_cw()
 
 
-# Ego-Exo4D's camera_pose annotation gives exo cameras the focal length of its *undistorted* pictures. The lens' own is longer: projecting
-# the tripod cameras of one take into one another's raw pictures gives 1.428 ± 0.02 times as much (7 pairs, 31° to 55° off axis), and
-# gopro_calibs.csv lists f = 1761 beside annotations of 1221 to 1270 with the same distortion. The undistortion's factor is 0.7.
-EXO_UNDISTORTED_FOCAL = 0.7
-
-
-def exo_from_annotation(fx: float, fy: float, cx: float, cy: float, k: tuple[float, ...]) -> Camera:
-    """The exo lens behind the raw 3840×2160 pictures from what camera_pose says of it: intrinsics in pixels and k0..k3."""
-    return Camera("kannala_brandt", (fx / EXO_UNDISTORTED_FOCAL, fy / EXO_UNDISTORTED_FOCAL, cx, cy, *k), 3840, 2160)
-
-
 # Where Aria RGB's picture ends: its vignette falls to 70 % at 61.5 degrees and to 10 % at 74, and what lies outside shows next to nothing.
 ARIA_VISIBLE = math.radians(61.5)
 ARIA_RGB_TYPICAL = Camera(
@@ -260,7 +249,8 @@ ARIA_RGB_TYPICAL = Camera(
     2880,
     max_theta=ARIA_VISIBLE,
 )
-GOPRO_TYPICAL = exo_from_annotation(1248.0, 1248.0, 1920.0, 1080.0, (0.036902, 0.057131, -0.057154, 0.018458))
+# An exo lens behind the raw 3840x2160 pictures. The annotations list 1248 px for it: exo_lens.py says why.
+GOPRO_TYPICAL = Camera("kannala_brandt", (1769.5, 1769.5, 1920.0, 1080.0, 0.036902, 0.057131, -0.057154, 0.018458), 3840, 2160)
 
 
 def aria_rgb(size: int = 448) -> Camera:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -25,7 +26,8 @@ BALANCE = 0.8
 SIZE = (3840, 2160)
 
 
-def undistorted_focal(focal: float, distortion: Sequence[float], size: tuple[int, int] = SIZE, balance: float = BALANCE) -> float:
+@cache
+def undistorted_focal(focal: float, distortion: tuple[float, ...], size: tuple[int, int] = SIZE, balance: float = BALANCE) -> float:
     """Focal length of the undistorted picture that OpenCV proposes for a centred Kannala-Brandt lens of `focal` px; inf where the
     picture has rays at 90 degrees.
 
@@ -43,7 +45,8 @@ def undistorted_focal(focal: float, distortion: Sequence[float], size: tuple[int
     return balance * min(candidates) + (1 - balance) * max(candidates)
 
 
-def lens_focal(undistorted: float, distortion: Sequence[float], size: tuple[int, int] = SIZE, balance: float = BALANCE) -> float:
+@cache
+def lens_focal(undistorted: float, distortion: tuple[float, ...], size: tuple[int, int] = SIZE, balance: float = BALANCE) -> float:
     """The lens' focal length in px of which `undistorted` is the undistorted one, by bisection to 1e-6 px.
 
     Raises ValueError where no focal length between a sixth and four times the picture's width answers.
@@ -62,7 +65,7 @@ def lens_focal(undistorted: float, distortion: Sequence[float], size: tuple[int,
     return (low + high) / 2
 
 
-def exo_lens(matrix: Sequence[Sequence[float]], distortion: Sequence[float], size: tuple[int, int] = SIZE) -> Camera:
+def exo_lens(matrix: Sequence[Sequence[float]], distortion: tuple[float, ...], size: tuple[int, int] = SIZE) -> Camera:
     """The camera of the distorted exo picture from the annotations' K (3x3, of the undistorted picture) and coefficients; rescale it to
     the video's size.
 
@@ -71,5 +74,6 @@ def exo_lens(matrix: Sequence[Sequence[float]], distortion: Sequence[float], siz
     width, height = size
     if abs(matrix[0][2] - width / 2) > 2 or abs(matrix[1][2] - height / 2) > 2:
         raise ValueError(f"K of an undistorted {width}x{height} picture is centred, not at ({matrix[0][2]}, {matrix[1][2]})")
-    focal = lens_focal(float(matrix[0][0]), distortion, size)
-    return Camera("kannala_brandt", (focal, focal, matrix[0][2], matrix[1][2], *distortion), width, height)
+    fx, fy, k = float(matrix[0][0]), float(matrix[1][1]), tuple(map(float, distortion))
+    focal = lens_focal(fx, k, size)
+    return Camera("kannala_brandt", (focal, focal * fy / fx, matrix[0][2], matrix[1][2], *k), width, height)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from egomill.kernels.cameras import EXO_UNDISTORTED_FOCAL, Camera
+from egomill.kernels.cameras import Camera
+from egomill.kernels.exo_lens import undistorted_focal
 from egomill.scenes.captions import descriptions
 from egomill.scenes.world import Scene
 
@@ -48,14 +49,14 @@ def camera_pose(name: str, uid: str, exo_cameras: dict[str, Camera], T_world_exo
     """annotations/ego_pose/<split>/camera_pose/<uid>.json. exo_cameras at 3840x2160; T_world_ego [N, 4, 4] of all video frames.
 
     Extrinsics are world-to-camera, 3x4. The head's intrinsics are the release's virtual 512-px pinhole, not its lens;
-    an exo camera's are those of its undistorted pictures (kernels/cameras.py).
+    an exo camera's are those of its undistorted pictures (kernels/exo_lens.py).
     """
     record: dict = {"metadata": {"take_name": name, "take_uid": uid}}
     for cam, camera in exo_cameras.items():
-        fx, fy, cx, cy, *k = camera.params
-        undistorted = [[fx * EXO_UNDISTORTED_FOCAL, 0.0, cx], [0.0, fy * EXO_UNDISTORTED_FOCAL, cy], [0.0, 0.0, 1.0]]
+        f, _, cx, cy, *k = camera.params
+        undistorted = undistorted_focal(f, tuple(k))
         record[cam] = {
-            "camera_intrinsics": undistorted,
+            "camera_intrinsics": [[undistorted, 0.0, cx], [0.0, undistorted, cy], [0.0, 0.0, 1.0]],
             "camera_extrinsics": np.linalg.inv(T_world_exo[cam])[:3].tolist(),
             "distortion_coeffs": list(k),
         }

@@ -89,6 +89,7 @@ class Windows:
             "T_world_exo": pack(T_world_exo.numpy()),
             "depth_path": exo["depth"] or "",
             "depth_kind": exo["depth_kind"] or "",
+            "depth_focal": exo["depth_focal"],
             "depth_files": digest(depth) if depth else "",
         }
         return {"camera": camera, "T_world_exo": T_world_exo, "columns": columns}

@@ -25,7 +25,7 @@ from egomill.tasks.stage import Stage
 
 SIDECAR = "sidecar"
 WITHOUT_NETWORK = ("static-median", "none")
-COLUMNS = (*views.EXO_COLUMNS, "exo_cam", "depth_path", "depth_kind", "depth_files")
+COLUMNS = (*views.EXO_COLUMNS, "exo_cam", "depth_path", "depth_kind", "depth_focal", "depth_files")
 
 
 def stage(profile: Profile) -> Stage:

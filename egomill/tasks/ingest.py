@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from egomill.kernels import poses
-from egomill.kernels.cameras import ARIA_VISIBLE, GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored, exo_from_annotation
+from egomill.kernels.cameras import ARIA_VISIBLE, GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored
+from egomill.kernels.exo_lens import exo_lens
 from egomill.schemas.config import Ingest, Profile
 from egomill.schemas.fingerprint import digest, file_sha256
 from egomill.schemas.outcome import Rejected
@@ -111,11 +112,13 @@ class Reader:
         if not isinstance(listed, list) or not listed:
             raise Bad("no_camera_pose", "no ego_extrinsics")
         frames = min(frames, max(len(listed), frames - self.settings.frame_slack))  # 50 frames are stored, 49 count
-        camera = _egox_exo(_exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:])), exo)
+        lens = _exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:]))
+        camera = _egox_exo(lens, exo)
         depth = f"depth_maps/{row['take_name']}" if any(file.endswith(".npy") for file in row["files"]) else None
         if depth:
             _check_frames(root / depth, frames)
-        view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None)
+        told = float(entry["camera_intrinsics"][0][0]) / lens.params[0]  # EgoX gave its networks the intrinsics of the undistorted pictures
+        view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None, told)
         ego_camera, lens_source = _ego_lens(root, None, ego)
         return {
             "fps": fps,
@@ -245,7 +248,10 @@ def _exo_lens(entry: dict, name: str, coefficients: Any) -> Camera:
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     if not (400 < fx < 8000 and 400 < fy < 8000 and 0 < cx < 3840 and 0 < cy < 2160 and abs(K[0, 1]) < 1):
         raise Bad("calibration_invalid", f"{name}: focal length {fx:.0f}, {fy:.0f}, centre {cx:.0f}, {cy:.0f} of a 3840x2160 picture")
-    camera = exo_from_annotation(fx, fy, cx, cy, tuple(k.tolist()))
+    try:
+        camera = exo_lens(K.tolist(), k.tolist())
+    except ValueError as error:
+        raise Bad("calibration_invalid", f"{name}: {error}") from error
     if camera.field_of_view < math.radians(30):
         raise Bad("calibration_invalid", f"{name}: the lens turns back at {math.degrees(camera.field_of_view):.0f} degrees")
     return camera
@@ -277,8 +283,9 @@ def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tup
     return aria_sensor_to_stored(lens, info.width), "calibration file"
 
 
-def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None) -> dict:
-    return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), "depth": depth, "depth_kind": kind}
+def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None, told: float = 1.0) -> dict:
+    depth_is = {"depth": depth, "depth_kind": kind, "depth_focal": told}
+    return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), **depth_is}
 
 
 def _check_range(path: Path, info: video.VideoInfo, frames: int) -> None:

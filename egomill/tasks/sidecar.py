@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from egomill.kernels.cameras import EXO_UNDISTORTED_FOCAL, Camera
+from egomill.kernels.cameras import Camera
 from egomill.kernels.depth import pinhole_z_to_range
 from egomill.schemas.outcome import Rejected
 from egomill.tasks import video, views
@@ -92,12 +92,9 @@ class Nearest(NamedTuple):
 
 
 def _stretch(clip: dict, camera: Camera, at: Nearest) -> ndarray:
-    """Range over z-depth [h, w], by the lens that the depth was estimated behind (the source's, where the recipe undistorts).
-
-    EgoX gave its networks the intrinsics of the undistorted pictures.
-    """
+    """Range over z-depth [h, w], by the lens that the depth was estimated behind (the source's, where the recipe undistorts)."""
     lens = Camera.from_dict(json.loads(clip["exo_lens"])) if clip["exo_lens"] else camera
-    stretch = pinhole_z_to_range(torch.ones(lens.height, lens.width), lens, EXO_UNDISTORTED_FOCAL).numpy()
+    stretch = pinhole_z_to_range(torch.ones(lens.height, lens.width), lens, clip["depth_focal"]).numpy()
     return at(stretch) if clip["exo_lens"] else stretch
 
 

@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from egomill.kernels.cameras import Camera, aria_sensor_to_stored, exo_from_annotation, gopro
+from egomill.kernels.cameras import Camera, aria_sensor_to_stored, gopro
+from egomill.kernels.exo_lens import exo_lens
 from egomill.scenes.render import lattice, picture, render
 from egomill.scenes.take import load_depth, simulate, write_take
 from egomill.scenes.world import EXO
@@ -82,7 +83,7 @@ def test_the_written_calibration_is_the_one_rendered_with(release):
     scene = take.make_scene(int(rng.integers(2**31)), SECONDS + 1.0, (0.0, SECONDS))
     pose = json.loads(next((out / "annotations/ego_pose").rglob("*.json")).read_text())["cam01"]
     K = np.array(pose["camera_intrinsics"])
-    camera = exo_from_annotation(K[0, 0], K[1, 1], K[0, 2], K[1, 2], tuple(pose["distortion_coeffs"])).rescale(796, 448)
+    camera = exo_lens(K.tolist(), pose["distortion_coeffs"]).rescale(796, 448)
     T_world_cam = np.linalg.inv(np.vstack([pose["camera_extrinsics"], (0, 0, 0, 1)]))
     grid = lattice(camera, False)
     _, depth, dynamic = picture(scene, grid, render(scene, grid, T_world_cam, scene.moment(3 / 30)))

@@ -44,5 +44,6 @@ def row(folder: Path, exo: Camera, ego: Camera, T_world_exo: np.ndarray, T_world
         "T_world_ego": pack(T_world_ego),
         "depth_path": "depth.npz",
         "depth_kind": "range",
+        "depth_focal": 1.0,
         "depth_files": "digest",
     }

@@ -12,7 +12,8 @@ import torch
 from depth_clips import row, scene_row
 from test_estimators import tiny_depth_anything
 
-from egomill.kernels.cameras import Camera, aria_rgb, exo_from_annotation
+from egomill.kernels.cameras import Camera, aria_rgb
+from egomill.kernels.exo_lens import exo_lens
 from egomill.kernels.poses import from_rt, inverse
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
@@ -177,13 +178,13 @@ def test_the_released_geometry_is_not_offered():
 def real_row(root: Path, index: int) -> dict:
     entry = json.loads((root / "meta.json").read_text())["test_datasets"][index]
     k, size = np.array(entry["camera_intrinsics"]), (224, 128)
-    lens = exo_from_annotation(k[0, 0], k[1, 1], k[0, 2], k[1, 2], (0.036902, 0.057131, -0.057154, 0.018458))
+    lens = exo_lens(k.tolist(), (0.036902, 0.057131, -0.057154, 0.018458))
     exo: Camera = lens.rescale(796, 448).crop(6, 0, 784, 448).rescale(*size)
     poses = [inverse(from_rt(torch.tensor(entry[k], dtype=torch.float64))).numpy() for k in ("camera_extrinsics", "ego_extrinsics")]
     made = row(root, exo, aria_rgb(128), poses[0], poses[1][::12])
     take = Path(entry["exo_path"]).parent.name
     files = {"exo_video": entry["exo_path"], "ego_video": entry["ego_gt_path"], "depth_path": f"depth_maps/{take}"}
-    return made | files | {"exo_crop": [0, 0, 784, 448], "depth_kind": "pinhole-z", "stride": 12}
+    return made | files | {"exo_crop": [0, 0, 784, 448], "depth_kind": "pinhole-z", "depth_focal": k[0, 0] / lens.params[0], "stride": 12}
 
 
 @pytest.mark.parametrize("index", [0, 2])

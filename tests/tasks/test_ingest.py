@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_release import DISTORTION, EXO, FPS, FRAMES, K_EXO, change, exo_pose, head, pictures, put, write_egox, write_release
 
-from egomill.kernels.cameras import Camera, exo_from_annotation
+from egomill.kernels.cameras import Camera
+from egomill.kernels.exo_lens import exo_lens
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import TABLES
@@ -56,7 +57,7 @@ def test_a_sound_take(root):
     exo = json.loads(take["exo"])
     assert list(exo) == ["cam01", "cam02"]
     assert np.allclose(exo["cam01"]["T_world_exo"], exo_pose(away=False))
-    expected = exo_from_annotation(K_EXO[0][0], K_EXO[1][1], 1920.0, 1080.0, tuple(DISTORTION)).rescale(*EXO)
+    expected = exo_lens(K_EXO, DISTORTION).rescale(*EXO)
     assert Camera.from_dict(exo["cam01"]["camera"]) == expected
     ego = Camera.from_dict(json.loads(take["ego_camera"]))
     assert (ego.model, ego.width, ego.height, ego.turns) == ("fisheye624", 64, 64, 1)
@@ -236,7 +237,7 @@ def test_egox_layout(tmp_path):
     assert take["pose_coverage"] == 1.0
     (view,) = json.loads(take["exo"]).values()
     camera = Camera.from_dict(view["camera"])
-    whole = exo_from_annotation(1248.0, 1248.0, 1920.0, 1080.0, tuple(DISTORTION)).rescale(128, 72)
+    whole = exo_lens(K_EXO, DISTORTION).rescale(128, 72)
     assert (camera.width, camera.height) == (124, 72)
     point = torch.tensor([0.3, 0.2, 2.0], dtype=torch.float64)  # 2 px further left: the picture is the middle of the wider one
     assert torch.allclose(camera.project(point)[0] + torch.tensor([2.0, 0.0], dtype=torch.float64), whole.project(point)[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from depth_clips import row
 
-from egomill.kernels.cameras import EXO_UNDISTORTED_FOCAL, Camera, aria_rgb, gopro
+from egomill.kernels.cameras import Camera, aria_rgb, gopro
 from egomill.schemas.outcome import Rejected
 from egomill.tasks import sidecar, video
 
@@ -57,10 +57,10 @@ def test_pinhole_depth_of_a_fisheye_picture_is_range_in_the_told_focal_length(cl
     (tmp_path / "z").mkdir()
     for n in (0, 2, 4):
         np.save(tmp_path / "z" / f"{n:05d}.npy", np.full((32, 64), 2.0, np.float32))
-    clip |= {"depth_path": "z", "depth_kind": "pinhole-z"}
+    clip |= {"depth_path": "z", "depth_kind": "pinhole-z", "depth_focal": 0.705}
     found = sidecar.read(clip, EXO)
     assert isinstance(found, sidecar.Sidecar)
-    assert np.allclose(found.depth[0], 2.0 / EXO_UNDISTORTED_FOCAL, rtol=1e-4)
+    assert np.allclose(found.depth[0], 2.0 / 0.705, rtol=1e-4)
     undistorted = Camera("pinhole", (20, 20, 31.5, 15.5), 64, 32)
     clip |= {"exo_lens": json.dumps(EXO.to_dict()), "exo_camera": json.dumps(undistorted.to_dict())}
     flat = sidecar.read(clip, undistorted)
