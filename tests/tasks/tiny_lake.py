@@ -76,7 +76,13 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list
             | {"why": "chosen", "exo_cam": "cam01", "start": 0, "stride": 1, "frames": FRAMES, "fps": FPS, "root": root}
             | {"exo_video": f"{i}-exo.mp4", "ego_video": f"{i}-ego.mp4", "exo_camera": json.dumps(EXO.to_dict())}
             | {"exo_lens": "", "exo_crop": [0, 0, EXO.width, EXO.height], "ego_camera": json.dumps(EGO.to_dict())}
-            | {"T_world_exo": pack(T_exo.double().numpy()), "T_world_ego": pack(T_ego.double().numpy()), "depth_path": "", "depth_kind": "", "depth_focal": 1.0}
+            | {
+                "T_world_exo": pack(T_exo.double().numpy()),
+                "T_world_ego": pack(T_ego.double().numpy()),
+                "depth_path": "",
+                "depth_kind": "",
+                "depth_focal": 1.0,
+            }
             | {"depth_files": "", "overlap": 0.5, "motion": 0.1, "blur": 0.1, "exposure": 0.1, "pose_coverage": 1.0}
         )
         ones = np.ones(FRAMES, np.float32)

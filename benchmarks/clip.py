@@ -1,0 +1,112 @@
+"""Seconds that the preprocessing of one real clip takes, step by step: 49 frames, exo 784x448 beside ego 448x448, no network.
+
+    EGOMILL_REAL_DATA=... python benchmarks/clip.py [--clip 0] [--json]
+
+The stages' own workers run, one after the other in this process on one thread, as they do in an actor: a machine with n cores prepares n
+clips in this time. Depth is what lies beside the clips; the steps inside a stage are timed where the stage calls them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from egomill.schemas.config import Profile
+from egomill.schemas.outcome import Rejected
+from egomill.tasks import clips, depth, directions, ingest, masks, priors, sidecar, sources, video, views
+from egomill.tasks.lake import Lake
+from egomill.tasks.stage import Stage
+
+SETTINGS = [
+    *("clips.frames=49", "clips.fps=30", "clips.exo_size=[784,448]", "clips.ego_size=448", "clips.hop=2.0", "clips.min_overlap=0.0"),
+    *("depth.height=448", "depth.monocular=sidecar", "depth.mask=background"),
+]
+STEPS: list[tuple[str, ModuleType | type, str]] = [
+    ("decode", views, "read_exo"),
+    ("read depth files", sidecar, "read"),
+    ("dynamic mask", masks.Masker, "__call__"),
+    ("align", depth, "align"),
+    ("temporal estimate", depth, "temporal_static"),
+    ("pack depth", depth, "pack_depth"),
+    ("unpack depth", priors, "unpack_depth"),
+    ("render prior", priors, "render_prior"),
+    ("encode prior", video, "encode"),
+    ("exo points", directions, "exo_points"),
+    ("ego rays", directions, "ego_rays"),
+]
+
+
+def watch(seconds: dict[str, float]) -> None:
+    """Have every step add its time to `seconds`."""
+    for name, owner, attribute in STEPS:
+
+        def timed(*args: Any, _name: str = name, _call: Callable = getattr(owner, attribute), **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return _call(*args, **kwargs)
+            finally:
+                seconds[_name] += time.perf_counter() - start
+
+        setattr(owner, attribute, timed)
+
+
+def main(
+    clip: Annotated[int, typer.Option(help="Which of the clips of egox/meta.json.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    root = Path(os.environ.get("EGOMILL_REAL_DATA", "")) / "egox"
+    if not (root / "meta.json").is_file():
+        raise typer.BadParameter("EGOMILL_REAL_DATA does not name a folder with egox/meta.json")
+    torch.set_num_threads(1)
+    profile = Profile.load("local", SETTINGS)
+    stages, steps, megabytes = {}, defaultdict(float), {}
+    watch(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(folder)
+
+        def make(stage: Stage, row: dict) -> list[dict]:
+            start = time.perf_counter()
+            made = stage.worker()(row)
+            stages[stage.name] = time.perf_counter() - start
+            if isinstance(made, Rejected):
+                raise typer.BadParameter(f"clip {clip} of {stage.name} was rejected: {made.reason} {made.detail}")
+            rows = made if isinstance(made, list) else [made]
+            rows = [{stage.parent: key, "fingerprint": "", "run_id": "", **r} for r in rows]
+            start = time.perf_counter()
+            lake.commit(stage.name, lake.write_fragments(stage.name, rows))
+            steps["commit"] += time.perf_counter() - start
+            files = (f for f in Path(lake.path(stage.name)).rglob("*.lance") if f.is_file())
+            megabytes[stage.name] = sum(f.stat().st_size for f in files) / 1e6
+            return rows
+
+        item = sources.discover([root])[clip]
+        key = item.key
+        take = make(ingest.stage(profile), item.row)[0]
+        window = next(w for w in make(clips.stage(profile), {"takes": take}) if w["chosen"])
+        key = window["clip_id"]
+        found = {"clips": window}
+        for stage in (depth.stage(profile), priors.stage(profile), directions.stage(profile)):
+            found[stage.name] = make(stage, found)[0]
+
+    total = sum(stages.values()) + steps["commit"]
+    if as_json:
+        print(json.dumps({"stages": stages, "steps": steps, "megabytes": megabytes, "total": total, "take": take["take_name"]}))
+        return
+    for title, values in (("stage", stages), ("step inside", steps)):
+        for name, value in values.items():
+            print(f"{title:12} {name:20} {value:7.2f} s")
+    print(f"{'total':12} {take['take_name']:20} {total:7.2f} s")
+
+
+if __name__ == "__main__":
+    typer.run(main)
