@@ -48,16 +48,19 @@ STEPS: list[tuple[str, ModuleType | type, str]] = [
 
 def watch(seconds: dict[str, float]) -> None:
     """Have every step add its time to `seconds`."""
-    for name, owner, attribute in STEPS:
 
-        def timed(*args: Any, _name: str = name, _call: Callable = getattr(owner, attribute), **kwargs: Any) -> Any:
+    def timed(name: str, call: Callable) -> Callable:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
-                return _call(*args, **kwargs)
+                return call(*args, **kwargs)
             finally:
-                seconds[_name] += time.perf_counter() - start
+                seconds[name] += time.perf_counter() - start
 
-        setattr(owner, attribute, timed)
+        return wrapper
+
+    for name, owner, attribute in STEPS:
+        setattr(owner, attribute, timed(name, getattr(owner, attribute)))
 
 
 def main(
