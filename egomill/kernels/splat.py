@@ -24,7 +24,6 @@ from egomill.kernels.footprint import pixel_angle
 from egomill.kernels.poses import inverse, transform
 
 SMALLEST = 0.75  # pixels; a disc of at least sqrt(1/2) always covers a pixel centre, so that no visible point vanishes
-CHUNK = 1 << 23  # (points x covered pixels) tested at once, bounds the memory
 
 
 class Splat(NamedTuple):
@@ -111,16 +110,16 @@ def cover(seen: Projected, width: int, height: int) -> tuple[Tensor, Tensor, Ten
     first = (seen.pixels - seen.radius[:, None]).detach().ceil().int()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for size in side.unique().tolist():
-        offsets = torch.arange(size, dtype=torch.int32, device=side.device)
-        for rows in (side == size).nonzero().squeeze(-1).split(max(1, CHUNK // size**2)):
-            centre = seen.pixels[rows]
-            x, y = (first[rows][:, :, None] + offsets).unbind(1)
-            dx = torch.where((x >= 0) & (x < width), x - centre[:, :1], torch.inf) ** 2
-            dy = torch.where((y >= 0) & (y < height), y - centre[:, 1:], torch.inf) ** 2
-            distance = dy[:, :, None] + dx[:, None, :]
-            inside = (distance < (seen.radius[rows] ** 2)[:, None, None]).flatten().nonzero().squeeze(-1)
-            pixel = (y[:, :, None] * width + x[:, None, :]).flatten()[inside].long()
-            found.append((pixel, rows[inside // size**2], distance.flatten()[inside]))
+        rows = (side == size).nonzero().squeeze(-1)
+        centre, (left, top), within = seen.pixels[rows], first[rows].unbind(-1), (seen.radius[rows] ** 2)[:, None]
+        x = left[:, None] + torch.arange(size, dtype=torch.int32, device=side.device)
+        dx = torch.where((x >= 0) & (x < width), x - centre[:, :1], torch.inf) ** 2
+        for y in (top + row for row in range(size)):  # a row of the disc at a time keeps the working set in the cache
+            dy = torch.where((y >= 0) & (y < height), y - centre[:, 1], torch.inf) ** 2
+            distance = dx + dy[:, None]
+            inside = (distance < within).flatten().nonzero().squeeze(-1)
+            pixel = (y[:, None] * width + x).flatten()[inside].long()
+            found.append((pixel, rows[inside // size], distance.flatten()[inside]))
     if not found:
         none = torch.zeros(0, dtype=torch.long, device=side.device)
         return none, none, seen.distance.new_zeros(0)
