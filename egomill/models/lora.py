@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egomill.models.sharding import whole
+
 
 def add(transformer: Any, rank: int, alpha: int, targets: Sequence[str], seed: int = 0) -> dict[str, nn.Parameter]:
     """Add an adapter that changes nothing yet and alone is trained; returns its parameters by name, in float32 whatever the base's dtype.
@@ -30,10 +32,13 @@ def add(transformer: Any, rank: int, alpha: int, targets: Sequence[str], seed: i
 
 
 def state(transformer: Any) -> dict[str, Any]:
-    """The adapter's tensors as diffusers names them: `blocks.0.attn1.to_q.lora_A.weight`, ... on the CPU."""
+    """The adapter's tensors as diffusers names them: `blocks.0.attn1.to_q.lora_A.weight`, ... whole and on the CPU.
+
+    Of a sharded transformer, every worker has to ask at once.
+    """
     from peft import get_peft_model_state_dict
 
-    return {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(transformer).items()}
+    return {k: whole(v.detach()).cpu().contiguous() for k, v in get_peft_model_state_dict(transformer).items()}
 
 
 def restore(transformer: Any, tensors: dict[str, Tensor]) -> None:

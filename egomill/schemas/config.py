@@ -113,12 +113,15 @@ class Train(Section):
     warmup: int = 20
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    batch: int = 2  # per worker
+    batch: int = 2  # per worker and pass
+    accumulate: int = Field(default=1, ge=1)  # passes per step
     steps: int = 300
     shift: float = 1.0  # of the flow-matching time
     workers: int = 2
     gpu: bool = False
     gradient_checkpointing: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic (autocast); the adapter itself is float32
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # whole copies, or parameters cut up among the workers
     checkpoint_every: int = 100
     seed: int = 0
 

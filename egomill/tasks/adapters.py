@@ -8,7 +8,6 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from egomill.models import lora
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import file_sha256
 
@@ -33,14 +32,12 @@ def about(profile: Profile, revision: str, step: int, release: str) -> dict:
     }
 
 
-def save(transformer: Any, folder: Path, description: dict) -> None:
-    """Write both files; the description last, so that where it lies the weights are whole."""
+def save(tensors: dict, metadata: dict, folder: Path, description: dict) -> None:
+    """Write lora.state and lora.config of a transformer, and the description last: where it lies the weights are whole."""
     from diffusers import WanImageToVideoPipeline
 
     folder.mkdir(parents=True, exist_ok=True)
-    WanImageToVideoPipeline.save_lora_weights(
-        str(folder), transformer_lora_layers=lora.state(transformer), transformer_lora_adapter_metadata=lora.config(transformer)
-    )
+    WanImageToVideoPipeline.save_lora_weights(str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=metadata)
     (folder / ABOUT).write_text(json.dumps(description, indent=2))
 
 

@@ -37,6 +37,12 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def places(batch: int, rank: int, world: int, part: int) -> range:
+    """Which places of a step's global batch this worker takes in pass `part`: two workers take in one pass what one takes in two."""
+    first = (part * world + rank) * batch
+    return range(first, first + batch)
+
+
 def noise_generator(seed: int, step: int, place: int) -> torch.Generator:
     """For the sample at `place` of the global batch of `step` (on CPU: the same numbers whatever the device)."""
     words = np.random.SeedSequence([seed, step, place]).generate_state(2, np.uint32)

@@ -129,6 +129,12 @@ class Tracker:
     def resume(self, run_id: str) -> None:
         self.client.update_run(run_id, status="RUNNING")
 
+    def unfinished(self, tags: Mapping[str, str]) -> str:
+        """The newest run with these tags that did not finish (running, failed or killed); "" where there is none."""
+        where = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = self.client.search_runs([self._experiment()], filter_string=f"attributes.status != 'FINISHED' AND {where}", max_results=1)
+        return found[0].info.run_id if found else ""
+
     def end(self, run_id: str, ok: bool = True) -> None:
         self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 

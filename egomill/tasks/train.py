@@ -1,13 +1,15 @@
 """A release to a registered adapter: the driver's half of LoRA training on Ray Train.
 
-Training reads a release at its pinned versions, never the newest rows. The MLflow run is started here and its id handed to the workers, so
-that a worker group that is restarted goes on in the same run.
+Training reads a release at its pinned versions, never the newest rows. A training is known by what it is made of: release, settings, base
+and code. So the same command after a crash finds the checkpoints and the MLflow run of the training that it is to go on with, and a
+command that differs in anything starts another one; nothing is resumed by mistake.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from egomill.schemas.config import Profile
@@ -18,6 +20,7 @@ from egomill.tasks.tracking import Adapter, Tracker
 
 log = logging.getLogger(__name__)
 RESTARTS = 2  # of the worker group, from the last checkpoint
+KEPT = 2  # checkpoints
 
 
 def recipe(profile: Profile) -> str:
@@ -37,7 +40,8 @@ def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | Non
 
 
 def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id: str) -> Adapter:
-    """Train on a release (a row of `releases`) and register the adapter under the method's name.
+    """Train on a release (a row of `releases`), or go on where the same training was killed, and register the adapter under the method's
+    name.
 
     `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base; what broke a worker
     otherwise, after the restarts are used up.
@@ -47,25 +51,27 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     if not clips:
         raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}")
     held_out = samples.clips_of(lake, versions, revision, ("test", "unseen"))
-    name = profile.train.method
-    mlflow_run = tracker.start(f"{name}-{release['name']}", {"egomill.run": run_id, "release": release["name"]})
+    name, made_of = profile.train.method, recipe(profile)
+    tags = {"release": release["name"], "recipe": made_of}
+    mlflow_run = tracker.unfinished(tags)
+    if mlflow_run:
+        tracker.resume(mlflow_run)
+        log.info("training goes on in MLflow run %s", mlflow_run)
+    else:
+        mlflow_run = tracker.start(f"{name}-{release['name']}", tags)
+    tracker.tags(mlflow_run, {"egomill.run": run_id})
     tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
     tracker.params(mlflow_run, {"clips_train": len(clips), "clips_held_out": len(held_out), "base_revision": revision})
     tracker.dataset(mlflow_run, release["name"], lake.uri, versions)
     plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, held_out)
     try:
-        metrics, checkpoint = fit(plan, f"{run_id}-{mlflow_run[:8]}")
+        checkpoint = fit(plan, f"{name}-{mlflow_run}")
         with checkpoint.as_directory() as folder:
-            tags = {
-                "release": release["name"],
-                "recipe": recipe(profile),
-                "profile": profile.name,
-                "base": revision,
-                "steps": str(metrics["step"]),
-                "sha256": adapters.sha256(f"{folder}/adapter"),
-            }
-            if "val_loss" in metrics:
-                tags["val_loss"] = f"{metrics['val_loss']:.4f}"
+            report = train_loop.read_report(Path(folder))
+            tags |= {"profile": profile.name, "base": revision, "steps": str(report["step"])}
+            tags["sha256"] = adapters.sha256(f"{folder}/adapter")
+            if "val_loss" in report:
+                tags["val_loss"] = f"{report['val_loss']:.4f}"
             adapter = tracker.register(name, f"{folder}/adapter", mlflow_run, tags)
         checkpoint.filesystem.delete_dir(os.path.dirname(checkpoint.path))  # registered: the run's checkpoints have served
     except BaseException:
@@ -75,8 +81,11 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     return adapter
 
 
-def fit(plan: train_loop.Plan, name: str) -> tuple[dict, Any]:
-    """Run the workers; returns the last report and its checkpoint. `name` must be new: Ray silently goes on with an older run of a name."""
+def fit(plan: train_loop.Plan, name: str) -> Any:
+    """Run the workers; returns the last checkpoint. Under a `name` that has checkpoints Ray goes on from the newest of them.
+
+    Besides the newest, the best by validation are kept while it runs.
+    """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -89,6 +98,7 @@ def fit(plan: train_loop.Plan, name: str) -> tuple[dict, Any]:
     share = max(0.1, min(1.0, int(10 * ray.cluster_resources().get("CPU", 1) / settings.workers) / 10))
     resources = {"CPU": share, "GPU": 1.0} if settings.gpu else {"CPU": share}
     root = plan.lake.uri.rstrip("/")
+    best_by = "val_loss" if plan.held_out else None
     trainer = TorchTrainer(
         train_loop.loop,  # type: ignore[arg-type]
         train_loop_config=plan,  # type: ignore[arg-type]
@@ -97,10 +107,10 @@ def fit(plan: train_loop.Plan, name: str) -> tuple[dict, Any]:
             name=name,
             storage_path=f"{root}/training" if "://" in root else os.path.abspath(f"{root}/training"),
             failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(KEPT, checkpoint_score_attribute=best_by, checkpoint_score_order="min"),
         ),
     )
     result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
-    return result.metrics or {}, result.checkpoint
+    return result.checkpoint

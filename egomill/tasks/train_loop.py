@@ -1,4 +1,4 @@
-"""What every training worker does: the LoRA loop, data-parallel, from a release's latents to checkpoints.
+"""What every training worker does: the LoRA loop, data-parallel or sharded, from a release's latents to checkpoints.
 
 Nothing in it depends on history: batches and noise are functions of the step (samples.py), the learning rate too. A checkpoint is the
 adapter, the optimiser's moments and the step, as safetensors and JSON; that is all a resumed run needs to end where an uninterrupted one
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egomill.models import attention, batch, egox, lora
+from egomill.models import attention, batch, egox, lora, sharding
 from egomill.schemas.config import Profile
 from egomill.tasks import adapters, bases, samples, sheets
 from egomill.tasks.lake import Lake
@@ -27,6 +28,7 @@ from egomill.tasks.tracking import Tracker
 
 FLUSH = 20  # steps between writes to MLflow
 VALIDATED, DRAWS = 8, 4  # held-out clips, and fixed noises of each
+REPORT = "step.json"
 PROBE = 1 << 30  # the "step" of validation noise
 
 
@@ -63,62 +65,78 @@ def loop(plan: Plan) -> None:
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    settings, model, device = plan.profile.train, plan.profile.model, str(get_device())
+    settings, model, device = plan.profile.train, plan.profile.model, get_device()
+    assert isinstance(device, torch.device)
     torch.manual_seed(settings.seed)
-    parts = bases.load(model, "transformer", "vae", device=device)
-    parameters = lora.add(parts.transformer, settings.rank, settings.alpha, settings.targets, settings.seed)
+    parts = bases.load(model, "transformer", "vae", device=str(device))
+    lora.add(parts.transformer, settings.rank, settings.alpha, settings.targets, settings.seed)
     state = attention.install_gga(parts.transformer)
     if settings.gradient_checkpointing:
         parts.transformer.enable_gradient_checkpointing()
-    optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    first = 0
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            first = resume(Path(folder), parts.transformer, optimiser, parameters)
-    objective = prepare_model(Objective(parts.transformer, settings.shift))
+    checkpoint, first = ray.train.get_checkpoint(), 0
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        if folder:
+            first = read_step(Path(folder))
+            lora.restore(parts.transformer, adapters.tensors(Path(folder) / "adapter"))
+        if settings.sharding == "fsdp":
+            sharding.shard(parts.transformer)
+        objective = Objective(parts.transformer, settings.shift)
+        if settings.sharding == "ddp":
+            objective = prepare_model(objective)
+        parameters = {name: p for name, p in parts.transformer.named_parameters() if p.requires_grad}
+        optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        if folder:
+            read_moments(Path(folder), optimiser, parameters)
     data = samples.Samples(plan.lake, plan.versions, plan.revision, plan.clips)
     held_out = samples.Samples(plan.lake, plan.versions, plan.revision, plan.held_out[:VALIDATED])
     book = Book(plan.tracker, plan.run_id, rank == 0)
+    if first == 0 and rank == 0:
+        shown = data.get(samples.batch_indices(len(data), min(4, len(data)), settings.seed, 0))
+        plan.tracker.image(plan.run_id, picture(parts.vae, shown), "samples/first-batch.png")
 
     def loss_of(module: nn.Module, found: list[dict[str, Tensor]], generators: list[torch.Generator]) -> Tensor:
         columns = samples.stack(found)
         state.geometry = batch.geometry(columns, model.gga, model.lambda_g, device)
-        return module(batch.condition(columns, model.mask, device), columns["ego"].to(device), generators)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            return module(batch.condition(columns, model.mask, device), columns["ego"].to(device), generators)
 
     for step in range(first, settings.steps):
         started = time.monotonic()
-        everyone = list(enumerate(samples.batch_indices(len(data), settings.batch * world, settings.seed, step)))
-        mine = everyone[rank * settings.batch : (rank + 1) * settings.batch]
-        found = data.get([index for _, index in mine])
-        if step == 0 and rank == 0:
-            plan.tracker.image(plan.run_id, picture(parts.vae, found), "samples/first-batch.png")
+        indices = samples.batch_indices(len(data), settings.batch * world * settings.accumulate, settings.seed, step)
         rate = settings.learning_rate * min(1.0, (step + 1) / max(settings.warmup, 1))
         for group in optimiser.param_groups:
             group["lr"] = rate
         objective.train()
-        loss = loss_of(objective, found, [samples.noise_generator(settings.seed, step, place) for place, _ in mine]).mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm)
-        optimiser.step()
+        total = torch.zeros((), device=device)
+        for part in range(settings.accumulate):
+            places = samples.places(settings.batch, rank, world, part)
+            found = data.get([indices[place] for place in places])
+            with sharding.synchronised(objective, part + 1 == settings.accumulate):
+                loss = loss_of(objective, found, [samples.noise_generator(settings.seed, step, place) for place in places]).mean()
+                (loss / settings.accumulate).backward()
+            total += loss.detach() / settings.accumulate
+        norm = sharding.whole(nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm))
         if not torch.isfinite(norm):
-            raise ArithmeticError(f"step {step}: gradient is not finite (loss {loss.item()})")
-        mean = average(loss.detach(), world)
-        took = time.monotonic() - started
-        book.add(step, {"loss": mean, "grad_norm": norm.item(), "learning_rate": rate, "samples_per_second": len(everyone) / took})
+            raise ArithmeticError(f"step {step}: gradient is not finite (loss {total.item()})")
+        optimiser.step()
+        mean = average(total, world)
+        values = {"loss": mean, "grad_norm": norm.item(), "learning_rate": rate, "memory_gib": sharding.peak_memory(device)}
+        book.add(step, {**values, "samples_per_second": len(indices) / (time.monotonic() - started)})
         last = step + 1 == settings.steps
         if last or (step + 1) % settings.checkpoint_every == 0:
-            report = {"step": step + 1, "loss": mean}
+            report: dict = {"step": step + 1, "loss": mean}
             if len(held_out):
                 report["val_loss"] = validate(partial(loss_of, inner(objective).eval()), held_out, settings.seed, rank, world, device)
                 book.add(step, {"val_loss": report["val_loss"]})
             book.flush()
+            adapter, moments = lora.state(parts.transformer), whole_moments(optimiser, parameters)  # all workers: they gather
             with tempfile.TemporaryDirectory() as folder:
                 saved = None
                 if rank == 0:
                     description = adapters.about(plan.profile, plan.revision, step + 1, plan.release)
-                    save(Path(folder), parts.transformer, optimiser, parameters, step + 1, description)
+                    adapters.save(adapter, lora.config(parts.transformer), Path(folder) / "adapter", description)
+                    save(Path(folder), moments, report)
                     saved = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(report, checkpoint=saved)
     state.geometry = None
@@ -137,36 +155,50 @@ def average(value: Tensor, world: int) -> float:
 
 
 @torch.no_grad()
-def validate(loss_of, held_out: samples.Samples, seed: int, rank: int, world: int, device: str) -> float:
-    """Mean loss on held-out clips at noises that never change; the workers share the clips."""
+def validate(loss_of, held_out: samples.Samples, seed: int, rank: int, world: int, device: torch.device) -> float:
+    """Mean loss on held-out clips at noises that never change; the workers share the clips.
+
+    All take equally many turns, since a sharded model is gathered by all at once; a turn beyond the last clip counts nothing.
+    """
     total = torch.zeros(2, device=device)
-    for index in range(rank, len(held_out), world):
+    for turn in range(0, len(held_out), world):
+        index = turn + rank
+        counts, index = index < len(held_out), min(index, len(held_out) - 1)
         generators = [samples.noise_generator(seed, PROBE + draw, index) for draw in range(DRAWS)]
         losses = loss_of(held_out.get([index]) * DRAWS, generators)
-        total += torch.tensor([losses.sum().item(), DRAWS], device=device)
+        total += counts * torch.tensor([losses.sum().item(), DRAWS], device=device)
     if world > 1:
         torch.distributed.all_reduce(total)
     return (total[0] / total[1]).item()
 
 
-def save(folder: Path, transformer: nn.Module, optimiser: torch.optim.Optimizer, parameters: dict, step: int, description: dict) -> None:
-    """The adapter in `folder/adapter`, the optimiser's moments beside it, and the step last."""
-    adapters.save(transformer, folder / "adapter", description)
-    moments = {f"{name}|{k}": v.cpu().contiguous() for name, p in parameters.items() for k, v in optimiser.state[p].items()}
+def whole_moments(optimiser: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, whole and on the CPU, as `name|kind`."""
+    return {f"{n}|{k}": sharding.whole(v).cpu().contiguous() for n, p in parameters.items() for k, v in optimiser.state[p].items()}
+
+
+def save(folder: Path, moments: dict[str, Tensor], report: dict) -> None:
+    """The optimiser's moments beside `folder/adapter`, and the step with what was measured at it last: where it lies, all is whole."""
     save_file(moments, folder / "optimiser.safetensors")
-    (folder / "step.json").write_text(json.dumps({"step": step}))
+    (folder / REPORT).write_text(json.dumps(report))
 
 
-def resume(folder: Path, transformer: nn.Module, optimiser: torch.optim.Optimizer, parameters: dict) -> int:
-    """Put a checkpoint back; returns the step to go on with."""
-    lora.restore(transformer, adapters.tensors(folder / "adapter"))
-    moments: dict[str, dict] = {name: {} for name in parameters}
+def read_report(folder: Path) -> dict:
+    """What `save` was told: {step, loss, val_loss}."""
+    return json.loads((folder / REPORT).read_text())
+
+
+def read_step(folder: Path) -> int:
+    """The step to go on with."""
+    return read_report(folder)["step"]
+
+
+def read_moments(folder: Path, optimiser: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> None:
+    """Put the optimiser back to where it was; each worker takes its share."""
     for key, value in load_file(folder / "optimiser.safetensors").items():
         name, _, kind = key.rpartition("|")
-        moments[name][kind] = value if kind == "step" else value.to(parameters[name].device)
-    for name, parameter in parameters.items():
-        optimiser.state[parameter] = moments[name]
-    return json.loads((folder / "step.json").read_text())["step"]
+        parameter = parameters[name]
+        optimiser.state[parameter][kind] = value if kind == "step" else sharding.cut(value, parameter)
 
 
 def picture(vae, found: list[dict[str, Tensor]]) -> np.ndarray:

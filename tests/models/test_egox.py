@@ -136,7 +136,7 @@ def test_stock_pipeline_class_takes_the_adapter_with_its_alpha(tmp_path):
             if "lora_B" in name:
                 p.normal_(0, 0.1)
     wanted = egox.velocity(model, given(), given().prior, torch.ones(2))
-    adapters.save(model, tmp_path, {"base_revision": "x"})
+    adapters.save(lora.state(model), lora.config(model), tmp_path, {"base_revision": "x"})
     fresh = tiny()
     fresh.load_lora_adapter(str(tmp_path), weight_name=adapters.WEIGHTS, prefix="transformer", local_files_only=True)
     assert [c.lora_alpha for c in fresh.peft_config.values()] == [8]

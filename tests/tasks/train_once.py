@@ -1,0 +1,15 @@
+"""A training by itself, to be killed: python train_once.py LAKE BASE [section.key=value ...]; prints the adapter's digest."""
+
+import sys
+
+from egomill.schemas.config import Profile
+from egomill.tasks import releases, train
+from egomill.tasks.lake import Lake
+from egomill.tasks.tracking import Tracker
+
+if __name__ == "__main__":
+    folder, base, *settings = sys.argv[1:]
+    lake = Lake(folder)
+    profile = Profile.load("local", [f"model.base='{base}'", *settings])
+    adapter = train.train(lake, releases.get(lake), profile, Tracker.beside(folder), "night")
+    print(adapter.tags["sha256"])
