@@ -90,6 +90,19 @@ def retrain(
 
 
 @app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="The registered adapter.")] = "egox",
+    lake: Lake = "lake",
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Give the champion's place back to the adapter that held it before."""
+    left, restored = _tracker(lake, tracking).roll_back(name)
+    answer = {"champion": restored.spec, "was": left.spec}
+    _answer(answer, json_, lambda: out.print(f"{restored.spec} is champion again, {left.spec} is not"))
+
+
+@app.command()
 def generate(
     adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, or base")] = "egox@champion",
     lake: Lake = "lake",

@@ -12,7 +12,7 @@ from egomill.tasks import generate as generations
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import recorded
-from egomill.tasks.tracking import CANDIDATE, CHAMPION, Tracker
+from egomill.tasks.tracking import CANDIDATE, Tracker
 
 
 @flow(name="retrain", log_prints=True, validate_parameters=False)
@@ -45,7 +45,7 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         comparison = gate.compare(run.lake, [*REFERENCES, *folders])
         promoted, why = do("gate", gate.decide, run.lake, candidate, champion)
         if promoted:
-            tracker.alias(candidate, CHAMPION)
+            tracker.promote(candidate, why)
         tracker.tag_adapter(candidate, {"decision": why})
         console.print(f"{candidate.spec} {'trained' if trained else 'is up to date'}; {why}", style="bold", highlight=False)
         return {"adapter": candidate.spec, "trained": trained, "promoted": promoted, "why": why, "comparison": comparison}

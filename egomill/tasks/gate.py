@@ -68,11 +68,14 @@ def compare(lake: Lake, adapters: Sequence[str], split: str | None = None, pairs
 
 def decide(lake: Lake, candidate: Adapter, champion: Adapter | None, metric: str = "psnr.all", errors: float = 1.0) -> tuple[bool, str]:
     """Whether `candidate` should become champion, and why: it has to score better on the same held-out clips by more than `errors` standard
-    errors. The first adapter has to beat the un-tuned base. Without anything to compare a champion stays champion.
+    errors. The first adapter has to beat the un-tuned base; one that was rolled back does not
+    come back by itself. Without anything to compare a champion stays champion.
     """
     against = champion.spec if champion else "base"
     if against == candidate.spec:
         return False, "it is the champion"
+    if "rolled_back" in candidate.tags:
+        return False, f"rolled back {candidate.tags['rolled_back']}"
     found = compare(lake, [against, candidate.spec])["pairs"]
     pair = next((p for p in found if p["metric"] == metric), None)
     if pair is None:

@@ -247,6 +247,25 @@ class Tracker:
         folder = self.client.download_artifacts(found.run_id, "adapter")
         return Adapter(found.name, str(found.version), found.run_id, str(folder), dict(found.tags), tuple(found.aliases))
 
+    def promote(self, adapter: Adapter, why: str) -> None:
+        """Make it champion, and write down why and whom it replaced: that is where `roll_back` returns to."""
+        before = self.champion(adapter.name)
+        self.tag_adapter(adapter, {"champion_before": before.spec if before else "", "promoted": why})
+        self.alias(adapter, CHAMPION)
+
+    def roll_back(self, name: str) -> tuple[Adapter, Adapter]:
+        """Give the champion's place back to the one before; returns (who lost it, who has it). ValueError where there is none before."""
+        now = self.champion(name)
+        if now is None:
+            raise ValueError(f"{name} has no champion")
+        before = now.tags.get("champion_before", "")
+        if not before:
+            raise ValueError(f"{now.spec} replaced nobody")
+        restored = self.resolve(before)
+        self.alias(restored, CHAMPION)
+        self.tag_adapter(now, {"rolled_back": f"to {restored.spec}"})
+        return now, restored
+
     def champion(self, name: str) -> Adapter | None:
         try:
             return self.resolve(f"{name}@{CHAMPION}")

@@ -70,3 +70,11 @@ def test_adapters_by_alias_and_version(store, tmp_path):
     assert [v["aliases"] for v in tracker.adapters("ego-test")] == [[CHAMPION], [CANDIDATE]]
     with pytest.raises(ValueError, match="nobody"):
         tracker.resolve("nobody@champion")
+
+    tracker.promote(made[1], "better")
+    assert tracker.champion("ego-test").version == "2"
+    left, restored = tracker.roll_back("ego-test")
+    assert (left.version, restored.version, tracker.champion("ego-test").version) == ("2", "1", "1")
+    assert tracker.resolve("ego-test@v2").tags["rolled_back"] == "to ego-test@v1"  # the gate does not promote it again
+    with pytest.raises(ValueError, match="replaced nobody"):
+        tracker.roll_back("ego-test")
