@@ -146,7 +146,9 @@ class Lake:
             transaction = lance.Transaction(data.version, operation, transaction_properties=properties or {})
             try:
                 return lance.LanceDataset.commit(self.path(table), transaction, max_retries=retries).version
-            except CommitConflictError:
+            except OSError as error:
+                if not _outrun(error):
+                    raise
                 time.sleep(random.uniform(0, 0.02) * min(attempt + 1, 10))
         raise OSError(f"table {table}: other writers were faster {_ATTEMPTS} times")
 
@@ -233,14 +235,18 @@ def one_of(column: str, values: Iterable[Any]) -> str:
     return f"{column} IN ({quoted})" if quoted else "false"
 
 
+def _outrun(error: OSError) -> bool:
+    """Another's commit came between. Lance says so with an error of its own in some places, with a plain one in others."""
+    return isinstance(error, CommitConflictError) or "commit conflict" in str(error).lower()
+
+
 def _unless_outrun(work: Callable[[], Any]) -> bool:
-    """Do it; False where another's commit came between. Lance says so with an OSError of its own in some places, a plain one in others."""
     try:
         work()
     except OSError as error:
-        if isinstance(error, CommitConflictError) or "commit conflict" in str(error):
-            return False
-        raise
+        if not _outrun(error):
+            raise
+        return False
     return True
 
 
