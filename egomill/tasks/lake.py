@@ -175,14 +175,6 @@ class Lake:
         if held != version:
             raise ValueError(f"tag {name!r} of table {table} stands at version {held}, not {version}")
 
-    def same_rows(self, table: str, one: int, other: int) -> bool:
-        """Whether two versions hold the same rows by key and by what made them: compaction makes versions, but no news."""
-        if one == other:
-            return True
-        columns = [*KEYS[table], *({"fingerprint"} & set(TABLES[table].names))]
-        one_rows, other_rows = (self.read(table, columns, version=v).sort_by([(c, "ascending") for c in columns]) for v in (one, other))
-        return one_rows.equals(other_rows)
-
     def compact(self, table: str) -> bool:
         """Merge small files into such of about `FILE_BYTES`. Old versions stay until they are cleaned up.
 
