@@ -1,4 +1,4 @@
-"""Housekeeping takes what nobody needs and nothing else: few files, named versions whole, writers at work unharmed, the dead ones' files gone."""
+"""Housekeeping takes what nobody needs, no more: few files, named versions whole, a live writer's files there, a dead one's gone."""
 
 from __future__ import annotations
 
