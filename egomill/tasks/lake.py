@@ -11,7 +11,6 @@ commit of rows came between. Else it looks again. The last to commit wins, and w
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -169,8 +168,11 @@ class Lake:
         """Protect a version from clean-up under a name. Tagging the same version again is fine; another one is a ValueError."""
         tags = self.open(table).tags
         if name not in tags.list():
-            with contextlib.suppress(ValueError):  # somebody else was faster: whose version it is we see below
+            try:
                 tags.create(name, version)
+            except ValueError:
+                if name not in tags.list():  # else somebody was faster: whose version it is, we see below
+                    raise
         held = tags.list()[name]["version"]
         if held != version:
             raise ValueError(f"tag {name!r} of table {table} stands at version {held}, not {version}")

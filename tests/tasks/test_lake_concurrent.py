@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import random
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from writers import at_once, replayed, upsert, write
+from writers import at_once, replayed, upsert, write, write_for_ever
 
 from egomill.tasks.lake import FRESH_DAYS, Lake
 
@@ -45,6 +48,28 @@ def test_upserts_at_once_leave_one_row_a_key(tmp_path):
     rows = lake.read("failures").to_pylist()
     assert Counter(r["key"] for r in rows) == Counter(f"k{n}" for n in range(4))
     assert len({r["detail"] for r in rows}) == 1  # the last one's four rows: a commit is whole
+
+
+def test_writers_killed_at_any_moment_leave_whole_commits(tmp_path):
+    lake, rng, before = Lake(str(tmp_path / "lake")), random.Random(0), 0
+    context = multiprocessing.get_context("spawn")
+    for round_ in range(6):
+        writers = [context.Process(target=write_for_ever, args=(lake.uri, 2 * round_ + n)) for n in range(2)]
+        for writer in writers:
+            writer.start()
+        deadline = time.monotonic() + 60
+        while lake.count("captions") == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.3))
+        for writer in writers:
+            writer.kill()
+            writer.join()
+        rows = lake.read("captions").to_pylist()
+        before = len(rows)
+        assert before == len({row["clip_id"] for row in rows})
+        assert set(Counter(row["text"] for row in rows).values()) == {3}
+    lake.commit("captions", captions(lake, {"after": "all"}))
+    assert lake.count("captions") == before + 1
 
 
 def captions(lake: Lake, texts: dict[str, str]) -> str:

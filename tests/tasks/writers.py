@@ -32,6 +32,15 @@ def upsert(uri: str, who: int, commits: int, start: Barrier, said: multiprocessi
     said.put([])
 
 
+def write_for_ever(uri: str, who: int) -> None:
+    """Commit shards of three rows, half of them over the keys of the shard before, until somebody kills us."""
+    lake, i = Lake(uri), 0
+    while True:
+        rows = [{"clip_id": f"{who}.{i // 2}.{n}", "fingerprint": f"{i}", "text": f"{who}.{i}"} for n in range(3)]
+        lake.commit("captions", lake.write_fragments("captions", rows))
+        i += 1
+
+
 def tidy(uri: str, end: Event) -> None:
     """Compact and index over and over."""
     lakes.INDEX_ROWS = 1
