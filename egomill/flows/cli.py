@@ -165,6 +165,18 @@ def report(
 
 
 @app.command()
+def housekeeping(
+    lake: Lake = "lake",
+    days: Annotated[float, typer.Option(min=0, help="How long versions that no release names stay. 0 only where nothing else runs.")] = 7.0,
+    json_: Json = False,
+) -> None:
+    """Merge small files, index keys, delete old versions that no release names and what crashed writers left; say what was freed."""
+    from egomill.flows.housekeeping import housekeeping as flow
+
+    _run(flow, json_, lake=lake, days=days)
+
+
+@app.command()
 def up(lake: Lake = "lake", host: str = "127.0.0.1", prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
     """Start a Prefect server with a worker and the deployments, and the MLflow page, until Ctrl-C."""
     from egomill.flows.up import up as start

@@ -18,10 +18,11 @@ POOL = "egomill"
 
 def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
     """Start everything, print the addresses, wait. Errors: RuntimeError where a server does not come up."""
-    Path(lake).mkdir(parents=True, exist_ok=True)
+    home = Path(lake if "://" not in lake else ".").absolute()  # MLflow's database cannot lie in an object store
+    home.mkdir(parents=True, exist_ok=True)
     api = f"http://{host}:{prefect_port}/api"
     env = {**os.environ, "PREFECT_API_URL": api, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    store = ["--backend-store-uri", f"sqlite:///{Path(lake).absolute()}/mlflow.db"]
+    store = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
     started: list[subprocess.Popen] = []
 
     def start(*command: str) -> None:

@@ -3,27 +3,43 @@
 Writers split the work so that a crash costs little and doubles nothing: a worker writes data files that no reader can see
 (`write_fragments`) and hands back a few hundred bytes of JSON; the driver makes them visible (`commit`), shard by shard. A commit that
 replaces rows is one transaction: the old rows' deletion and the new rows' arrival become visible together, or not at all.
+
+A key stands in a table once, whoever writes at once. Lance itself lets two appends of the same keys through, and its merge would take the
+data through the driver; so a commit looks up its keys at the newest version, removes the rows that hold them, and stands only if no other
+commit of rows came between. Else it looks again. The last to commit wins, and what it overwrote stays readable at the older version.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import threading
+import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
 warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray's workers are spawned, not forked
 
+os.environ.setdefault("LANCE_LOG", "error")  # that a table is new is no news
+
 import lance  # noqa: E402
 import pyarrow as pa  # noqa: E402
-from lance.fragment import FragmentMetadata, write_fragments  # noqa: E402
+from lance.commit import CommitConflictError  # noqa: E402
+from lance.file import LanceFileSession  # noqa: E402
+from lance.fragment import FragmentMetadata, LanceFragment, write_fragments  # noqa: E402
 
 from egomill.schemas.tables import KEYS, TABLES  # noqa: E402
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
+FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files of no version for a dead writer's
+FILE_BYTES = 256 * 2**20  # what compaction aims at
+INDEX_ROWS = 20_000
+_ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
@@ -84,58 +100,123 @@ class Lake:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def write_fragments(self, table: str, rows: list[dict]) -> str:
-        """Worker's half: write rows as data files that nobody sees yet; returns the fragments as JSON for `commit`."""
+        """Worker's half: write rows as data files that nobody sees yet; returns what `commit` needs, as JSON.
+
+        ValueError where a key is missing or stands twice. The files have to be committed within `FRESH_DAYS`.
+        """
+        keys = [[row.get(column) for column in KEYS[table]] for row in rows]
+        if any(part is None for key in keys for part in key):
+            raise ValueError(f"table {table}: a row without {' or '.join(KEYS[table])}")
+        if len({tuple(key) for key in keys}) < len(keys):
+            raise ValueError(f"table {table}: a key twice among the rows to write")
         data = pa.Table.from_pylist(rows, schema=TABLES[table])
         fragments = write_fragments(data, self.path(table), schema=TABLES[table], **_STORAGE)
-        return json.dumps([f.to_json() for f in fragments])
+        return json.dumps({"fragments": [f.to_json() for f in fragments], "keys": keys, "written": time.time()})
 
     def commit(self, table: str, fragments: str | None, replace: str = "", properties: dict[str, str] | None = None) -> int:
-        """Driver's half: in one transaction delete the rows that meet `replace` and add the fragments; returns the new version.
+        """Driver's half: in one transaction delete the rows that meet `replace` or have a key of the fragments, and add these.
 
+        Returns the version. Fragments that are in the table already (a commit that succeeded, but whose caller never heard) change nothing.
         `properties` (who, when, how many) are kept in the transaction: the first of the places where lineage is written.
+        Errors: ValueError for fragments that clean-up may have taken, or is about to; OSError where others were faster 200 times.
         """
-        data = self.open(table)
-        new = [FragmentMetadata.from_json(json.dumps(f)) for f in json.loads(fragments)] if fragments else []
-        removed, updated = [], []
-        for fragment in data.get_fragments() if replace else []:
-            if fragment.count_rows(filter=replace) == 0:
-                continue
-            rest = fragment.delete(replace)
-            if rest is None:
-                removed.append(fragment.fragment_id)
-            else:
-                updated.append(rest)
-        if not (new or removed or updated):
-            return data.version
-        if removed or updated:
-            operation = lance.LanceOperation.Update(removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new)
-        else:
-            operation = lance.LanceOperation.Append(new)
-        return lance.LanceDataset.commit(
-            self.path(table), lance.Transaction(data.version, operation, transaction_properties=properties or {})
-        ).version
+        brought = json.loads(fragments) if fragments else {"fragments": [], "keys": [], "written": time.time()}
+        new = [FragmentMetadata.from_json(json.dumps(f)) for f in brought["fragments"]]
+        keys = {tuple(key) for key in brought["keys"]}
+        files = {f.files[0].path for f in new}
+        for attempt in range(_ATTEMPTS):
+            data = self.open(table)
+            present, suspects = _look(data, table, keys)
+            if new and files & set(present.values()):
+                return data.version
+            if new and attempt == 0 and not self._usable(table, files, brought["written"]):
+                raise ValueError(f"table {table}: files written over {FRESH_DAYS} days ago, or gone: write them again")
+            removed, updated = _without(data, table, replace, keys, suspects)
+            if not (new or removed or updated):
+                return data.version
+            operation, retries = lance.LanceOperation.Update(removed, updated, new), 20
+            if new and not present:  # nothing to hold on to: an empty table is overwritten, which stands on exactly its version
+                operation, retries = lance.LanceOperation.Overwrite(data.schema, new), 0
+            elif new:
+                # Two updates conflict where they touch the same fragment. So each that brings rows touches the oldest, changed or not.
+                oldest = min(present)
+                if oldest not in {*removed, *(f.id for f in updated)}:
+                    updated.append(_fragment(data, oldest).metadata)
+            transaction = lance.Transaction(data.version, operation, transaction_properties=properties or {})
+            try:
+                return lance.LanceDataset.commit(self.path(table), transaction, max_retries=retries).version
+            except OSError as error:
+                if not _outrun(error):
+                    raise
+                time.sleep(random.uniform(0, 0.02) * min(attempt + 1, 10))
+        raise OSError(f"table {table}: other writers were faster {_ATTEMPTS} times")
+
+    def _usable(self, table: str, files: Iterable[str], written: float) -> bool:
+        if time.time() - written > FRESH_DAYS * 86_400:
+            return False
+        folder = LanceFileSession(f"{self.path(table)}/data")
+        return all(folder.contains(file) for file in files)
 
     def upsert(self, table: str, rows: list[dict]) -> None:
         """Insert rows, or overwrite those of the same key. For the small tables that the driver writes (failures, runs, releases)."""
         if rows:
-            data = pa.Table.from_pylist(rows, schema=TABLES[table])
-            merge = self.open(table).merge_insert(list(KEYS[table])).when_matched_update_all().when_not_matched_insert_all()
-            merge.conflict_retries(10).execute(data)
+            self.commit(table, self.write_fragments(table, rows))
 
     # -- versions --------------------------------------------------------------------------------------------------
 
     def tag(self, table: str, version: int, name: str) -> None:
         """Protect a version from clean-up under a name. Tagging the same version again is fine; another one is a ValueError."""
         tags = self.open(table).tags
-        held = tags.list().get(name)
-        if held is None:
-            tags.create(name, version)
-        elif held["version"] != version:
-            raise ValueError(f"tag {name!r} of table {table} stands at version {held['version']}, not {version}")
+        if name not in tags.list():
+            try:
+                tags.create(name, version)
+            except ValueError:
+                if name not in tags.list():  # else somebody was faster: whose version it is, we see below
+                    raise
+        held = tags.list()[name]["version"]
+        if held != version:
+            raise ValueError(f"tag {name!r} of table {table} stands at version {held}, not {version}")
 
-    def compact(self, table: str) -> None:
-        """Merge small files. Old versions stay until they are cleaned up."""
-        self.open(table).optimize.compact_files(target_rows_per_fragment=64 * 1024)
+    def compact(self, table: str) -> bool:
+        """Merge small files into such of about `FILE_BYTES`. Old versions stay until they are cleaned up.
+
+        What a file of that size holds is left alone, so that a night's work does not rewrite the table. Returns False where others
+        committed all the while: they were not held up, and next time is soon enough.
+        """
+        for _ in range(3):
+            data = self.open(table)
+            parts = [fragment.metadata for fragment in data.get_fragments()]
+            rows = sum(part.physical_rows for part in parts)
+            a_row = max(1, sum(file.file_size_bytes or 0 for part in parts for file in part.files) // max(1, rows))
+            target, batch = (max(1, min(64 * 1024, size // a_row)) for size in (FILE_BYTES, FILE_BYTES // 8))
+            if _unless_outrun(lambda at=data, n=target, m=batch: at.optimize.compact_files(target_rows_per_fragment=n, batch_size=m)):
+                return True
+        return False
+
+    def index(self, table: str) -> bool:
+        """Index the first key column, or bring its index up to date, where there are `INDEX_ROWS` rows; below, a scan is as fast."""
+        data, column = self.open(table), KEYS[table][0]
+        if data.count_rows() < INDEX_ROWS:
+            return False
+        if any(index.name == f"{column}_idx" for index in data.describe_indices()):
+            return _unless_outrun(data.optimize.optimize_indices)
+        return _unless_outrun(lambda: data.create_scalar_index(column, "BTREE", name=f"{column}_idx"))
+
+    def clean(self, table: str, older_than: timedelta) -> dict[str, int]:
+        """Delete versions older than that, with the files that only they use, and files of no version that are over 7 days old.
+
+        Tagged versions stay, and the newest. Younger files of no version stay whatever `older_than` says: a writer may be about to commit
+        them, and `commit` takes none that are older than `FRESH_DAYS`. Returns {versions, files, bytes} that went.
+        """
+        at_least = max(older_than, timedelta(microseconds=1))
+        went = self.open(table).cleanup_old_versions(at_least, error_if_tagged_old_versions=False)
+        files = went.data_files_removed + went.deletion_files_removed + went.index_files_removed + went.transaction_files_removed
+        return {"versions": went.old_versions, "files": files, "bytes": went.bytes_removed}
+
+    def files(self, table: str) -> int:
+        """How many data files lie in the table's folder, whichever versions use them."""
+        self.open(table)
+        return len(LanceFileSession(self.path(table)).list("data"))
 
     @cached_property
     def is_local(self) -> bool:
@@ -146,3 +227,92 @@ def one_of(column: str, values: Iterable[Any]) -> str:
     """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""
     quoted = ", ".join("'" + str(v).replace("'", "''") + "'" for v in values)
     return f"{column} IN ({quoted})" if quoted else "false"
+
+
+def _outrun(error: OSError) -> bool:
+    """Another's commit came between. Lance says so with an error of its own in some places, with a plain one in others."""
+    return isinstance(error, CommitConflictError) or "commit conflict" in str(error).lower()
+
+
+def _unless_outrun(work: Callable[[], Any]) -> bool:
+    try:
+        work()
+    except OSError as error:
+        if not _outrun(error):
+            raise
+        return False
+    return True
+
+
+# -- which fragment holds a key ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Known:
+    """What this process has seen of a table: each fragment's file, and where each key was seen last.
+
+    A fragment's rows never change, only vanish; so a key may be said to stand where it stands no longer, but is never missed.
+    """
+
+    files: dict[int, str] = field(default_factory=dict)
+    where: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+
+_known: dict[str, _Known] = {}
+_lock = threading.Lock()
+
+
+def _look(data: lance.LanceDataset, table: str, keys: Iterable[tuple[str, ...]]) -> tuple[dict[int, str], set[int]]:
+    """{fragment: its file} of the dataset, and the fragments that may hold one of the keys. Reads only what this process has not seen."""
+    present = {fragment.fragment_id: fragment for fragment in data.get_fragments()}
+    with _lock:
+        known = _known.setdefault(data.uri, _Known())
+        both = present.keys() & known.files.keys()
+        if both and known.files[min(both)] != present[min(both)].metadata.files[0].path:  # a table made anew in that one's place
+            known.files, known.where = {}, {}
+        unseen = [present[number] for number in sorted(present.keys() - known.files.keys())]
+        if unseen:
+            for key, address in _scan(data, list(KEYS[table]), fragments=unseen):
+                known.where[key] = address >> 32
+        fresh = {fragment.fragment_id: fragment.metadata.files[0].path for fragment in unseen}
+        known.files = {number: fresh.get(number) or known.files[number] for number in present}
+        return known.files, {known.where[key] for key in keys if key in known.where} & present.keys()
+
+
+def _fragment(data: lance.LanceDataset, number: int) -> LanceFragment:
+    found = data.get_fragment(number)
+    assert found is not None
+    return found
+
+
+def _scan(data: lance.LanceDataset, columns: list[str], **how: Any) -> Iterable[tuple[tuple[str, ...], int]]:
+    """(key, row address) pairs; an address is the fragment in the upper 32 bits and the row's place in it in the lower."""
+    found = data.scanner(columns=columns, with_row_address=True, **how).to_table()
+    keys = zip(*(found[column].to_pylist() for column in columns), strict=True)
+    return zip(keys, found["_rowaddr"].to_pylist(), strict=True)
+
+
+def _without(
+    data: lance.LanceDataset, table: str, replace: str, keys: set[tuple[str, ...]], among: set[int]
+) -> tuple[list[int], list[FragmentMetadata]]:
+    """Delete the rows that meet `replace`, and from the fragments `among` those with one of the keys.
+
+    Returns the fragments of which nothing is left, and those that have more deleted rows than before.
+    """
+    gone: dict[int, list[int]] = {}
+    columns = list(KEYS[table])
+    doomed = [address for _, address in _scan(data, columns, filter=replace)] if replace else []
+    if among:
+        one = one_of(columns[0], dict.fromkeys(key[0] for key in keys))
+        some = [_fragment(data, number) for number in sorted(among)]
+        doomed += [address for key, address in _scan(data, columns, filter=one, fragments=some) if key in keys]
+    for address in set(doomed):
+        gone.setdefault(address >> 32, []).append(address & 0xFFFFFFFF)
+    removed, updated = [], []
+    for number, offsets in gone.items():
+        rest = _fragment(data, number).delete_rows(offsets)
+        if rest is None:
+            removed.append(number)
+        else:
+            updated.append(rest)
+    return removed, updated

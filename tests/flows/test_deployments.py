@@ -48,7 +48,7 @@ def prefect(env: dict, *arguments: str) -> None:
 
 def test_the_shipped_deployments_are_complete():
     deployments = {d["name"]: d for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
-    assert set(deployments) == {"rebuild", "retrain", "nightly"}
+    assert set(deployments) == {"rebuild", "retrain", "nightly", "housekeeping"}
     assert deployments["nightly"]["schedules"][0]["cron"]
     for deployment in deployments.values():
         file, _, flow = deployment["entrypoint"].partition(":")

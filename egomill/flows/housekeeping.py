@@ -1,0 +1,22 @@
+"""Few files, quick look-ups, and no more of the past on disk than releases name."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from egomill.flows.steps import console, do
+from egomill.tasks import housekeeping as tasks
+from egomill.tasks.lake import Lake
+
+
+@flow(name="housekeeping", log_prints=True, validate_parameters=False)
+def housekeeping(lake: str, days: float = 7.0) -> dict:
+    """Compact and index the tables, delete versions older than `days` that no release names. Returns {freed_mb, tables}."""
+    tables = do("housekeeping", tasks.keep, Lake(lake), days)
+    freed = sum(t["freed_mb"] for t in tables)
+    files = sum(t["files"] for t in tables)
+    console.print(f"housekeeping: {files} data files ({sum(t['files_before'] for t in tables)} before), {freed:.1f} MB freed", style="bold")
+    for t in tables:
+        if not t["compacted"]:
+            console.print(f"  warning: {t['table']} was not compacted, others were writing it", style="yellow", highlight=False)
+    return {"freed_mb": freed, "tables": tables}

@@ -1,0 +1,69 @@
+"""The same lake in an object store: a real S3 protocol server, everything a lake does, and writers at once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from test_lake_concurrent import check_every_version
+from writers import at_once, upsert, write
+
+from egomill.tasks.lake import Lake, one_of
+
+
+def test_the_server_honours_what_commits_stand_on(s3_lake):
+    """Put-if-absent; without it, two commits could become one version."""
+    client, bucket = boto3.client("s3"), s3_lake.split("/")[2]
+    client.put_object(Bucket=bucket, Key="version", Body=b"1", IfNoneMatch="*")
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        client.put_object(Bucket=bucket, Key="version", Body=b"2", IfNoneMatch="*")
+
+
+def test_what_a_lake_does(s3_lake):
+    lake = Lake(s3_lake)
+    assert not lake.is_local
+    assert lake.count("captions") == 0
+
+    def captions(texts: dict[str, str]) -> str:
+        return lake.write_fragments("captions", [{"clip_id": k, "fingerprint": v, "text": v} for k, v in texts.items()])
+
+    def content(version: int | None = None) -> dict[str, str]:
+        return {r["clip_id"]: r["text"] for r in lake.read("captions", version=version).to_pylist()}
+
+    fragments = captions({"a": "1", "b": "1"})
+    assert content() == {}
+    first = lake.commit("captions", fragments)
+    assert lake.commit("captions", fragments) == first
+    lake.tag("captions", first, "release-one")
+    for i in range(5):
+        lake.commit("captions", captions({"b": f"{i}", f"c{i}": "2"}), replace=one_of("clip_id", ["a"]))
+    expected = {"b": "4", **{f"c{i}": "2" for i in range(5)}}
+    assert content() == expected
+    lake.upsert("failures", [{"key": "it's", "stage": "s", "attempt": 1}])
+    lake.upsert("failures", [{"key": "it's", "stage": "s", "attempt": 2}])
+    assert [r["attempt"] for r in lake.rows("failures", ["it's"])] == [2]
+
+    young, before = captions({"z": "young"}), lake.files("captions")
+    assert lake.compact("captions")
+    gone = lake.clean("captions", timedelta(0))
+    assert gone["versions"] > 3
+    assert lake.files("captions") < before
+    assert content() == expected
+    assert content(first) == {"a": "1", "b": "1"}  # tagged
+    lake.commit("captions", young)
+    assert content() == {**expected, "z": "young"}
+
+
+def test_two_writers_of_overlapping_keys(s3_lake):
+    lake = Lake(s3_lake)
+    told = at_once(write, lake.uri, writers=2, commits=10)
+    assert len(told) == 20
+    check_every_version(lake, told)
+
+
+def test_upserts_at_once(s3_lake):
+    lake = Lake(s3_lake)
+    at_once(upsert, lake.uri, writers=3, commits=4)
+    assert len(lake.read("failures")) == 4
