@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import pyarrow as pa
 import pytest
 
 from egomill.schemas.config import Resources
@@ -118,3 +119,9 @@ def test_items_from_disk_are_never_retired(tmp_path):
 
 def test_the_worker_runs_without_ray():
     assert toy().worker()({"clips": {"take_name": "x"}}) == {"text": "hello x", "source": "toy"}
+
+
+def test_many_fingerprints_are_those_of_one(tmp_path):
+    stage, inputs = toy(), [["a1", 'quoted "\u00e9"'], ["b", ""]]
+    columns = pa.table({"x": [row[0] for row in inputs], "y": [row[1] for row in inputs]})
+    assert stage.fingerprints(columns).to_pylist() == [stage.fingerprint(row) for row in inputs]
