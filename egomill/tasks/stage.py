@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from egomill.schemas.config import Resources
 from egomill.schemas.fingerprint import code_of, digest
@@ -34,6 +34,7 @@ from egomill.schemas.tables import KEYS, TABLES
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.watch import Journal, Watch
 
+pc: Any = pyarrow.compute  # which makes its functions while it is imported: type checkers cannot see them
 Worker = Callable[[dict], dict | list[dict] | Rejected]
 MEMORY = 64 * 1024**2  # bytes of inputs, and of results, that an actor holds at a time (a single row may be more)
 AT_ONCE = 5000  # rows in one commit at most: filters that name a hundred thousand keys are slow
