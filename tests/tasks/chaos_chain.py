@@ -25,7 +25,7 @@ from egomill.tasks.lake import Lake
 from egomill.tasks.stage import Item, Stage, run
 
 TABLES = ("takes", "clips", "captions")
-RESOURCES = Resources(shard=2, cpus={table: 0.5 for table in TABLES}, failure_threshold=1.0, attempts=100)
+RESOURCES = Resources(shard=2, cpus=dict.fromkeys(TABLES, 0.5), failure_threshold=1.0, attempts=100)
 
 
 def stages(seconds: float) -> tuple[Stage, Stage, Stage]:

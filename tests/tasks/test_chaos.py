@@ -18,8 +18,10 @@ import chaos_chain
 import psutil
 import pytest
 
+from egomill.schemas.fingerprint import digest
 from egomill.schemas.tables import KEYS
 from egomill.tasks.lake import Lake
+from egomill.tasks.stage import Item, run
 
 PROGRAM = Path(chaos_chain.__file__)
 SECONDS = 0.03  # a row
@@ -145,3 +147,65 @@ def test_fifty_kills_leave_no_trace(tmp_path):
     assert sum(done.values()) == 50
     assert set(done) == {"worker", "driver", "ray"}
     print(dict(done))
+
+
+def test_a_driver_that_dies_between_a_commit_and_its_failures_tells_them_the_next_time(tmp_path):
+    program = tmp_path / "dies.py"
+    program.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
+        "from pathlib import Path\n"
+        "import chaos_chain\n"
+        "from egomill.tasks.lake import Lake\n"
+        "upsert = Lake.upsert\n"
+        "Lake.upsert = lambda self, table, rows: os._exit(9) if table == 'failures' and rows else upsert(self, table, rows)\n"
+        "chaos_chain.main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), 'dying')\n"
+    )
+    lake = Lake(str(tmp_path / "lake"))
+    for code, script in ((9, program), (0, PROGRAM)):
+        driver = Driver(lake, 8, tmp_path, script)
+        try:
+            assert driver.process.wait(timeout=400) == code, (tmp_path / "log").read_text()[-5000:]
+        finally:
+            driver.end()
+        if code:
+            assert (lake.count("takes") > 0, lake.count("failures")) == (True, 0)
+    found = chaos_chain.content(lake)
+    assert len(found["takes"]) == len({r["take_uid"] for r in found["takes"]}) == 7
+    assert Counter(r["reason"] for r in found["failures"]) == {"no_ego_video": 1, "caption_failed": 2}
+    assert {r["run_id"] for r in lake.read("takes").to_pylist()} > {"dying"}  # what was committed was not made again
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 MB; skips where mounting is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small disk takes root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_fails_the_run_and_room_lets_it_go_on(small_disk, tmp_path, ray_cluster):
+    lake = Lake(str(small_disk / "lake"))
+    takes, clips, captions = chaos_chain.stages(0)
+    items = [Item(f"t{i:04d}", digest(i), {"number": i}) for i in range(12)]
+    run(takes, lake, "r1", chaos_chain.RESOURCES, items=items)
+    (small_disk / "ballast").write_bytes(bytes(2_800_000 - sum(f.stat().st_size for f in small_disk.rglob("*") if f.is_file())))
+    with pytest.raises(Exception, match="[Nn]o space left|os error 28"):
+        for again in range(100):  # commits of a few kB each: soon one does not fit
+            run(clips, lake, f"r2.{again}", chaos_chain.RESOURCES)
+            lake.commit("clips", None, replace="true")
+    before = {row["clip_id"] for row in lake.read("clips").to_pylist()}  # still readable, and whole
+    assert len(before) % 2 == 0
+    (small_disk / "ballast").unlink()
+    report = run(clips, lake, "r3", chaos_chain.RESOURCES)
+    assert report.balanced
+    run(captions, lake, "r3", chaos_chain.RESOURCES)
+    made = [row["clip_id"] for row in lake.read("clips").to_pylist()]
+    assert len(made) == len(set(made)) == 2 * lake.count("takes")
+    assert run(captions, lake, "r3", chaos_chain.RESOURCES).outputs == lake.count("captions") > 0
