@@ -22,6 +22,7 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # nobody restarts a local one; 60 s by default
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # 15 s by default, in which a busy machine imports little
     options = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 1024**2, "_node_ip_address": "127.0.0.1"}
     for left in (2, 1, 0):
         try:
