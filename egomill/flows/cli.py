@@ -215,13 +215,25 @@ def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) ->
 
 
 @app.command()
-def failures(lake: Lake = "lake", stage: str = "", reason: str = "", limit: int = 20, json_: Json = False) -> None:
+def failures(
+    lake: Lake = "lake",
+    stage: str = "",
+    reason: str = "",
+    limit: int = 20,
+    retry: Annotated[str, typer.Option(help="Have the next run try the rows with this reason again (of --stage, or of all).")] = "",
+    json_: Json = False,
+) -> None:
     """What was rejected and what failed, and why: counts, and a line for each of the first rows (--json: all of them, whole)."""
     from collections import Counter
 
     from egomill.tasks.lake import Lake as Tables
     from egomill.tasks.lake import one_of
 
+    if retry:
+        from egomill.tasks import stage as stages
+
+        again = {"pending": stages.retry(Tables(lake), retry, stage)}
+        return _answer(again, json_, lambda: out.print(f"{again['pending']} rows are pending again: rebuild, and they are tried"))
     where = " AND ".join(one_of(c, [v]) for c, v in (("stage", stage), ("reason", reason)) if v)
     rows = Tables(lake).read("failures", where=where or None).to_pylist()
     counts = Counter((r["stage"], r["status"], r["reason"]) for r in rows)

@@ -143,11 +143,14 @@ class Evaluate(Section):
 
 
 class Resources(Section):
-    """What one actor of a stage takes; stages not named take one CPU."""
+    """What the actors of a stage take and how long they may; stages not named take one CPU. Nothing here enters a fingerprint."""
 
-    shard: int = 4  # rows per commit
+    shard: int = Field(default=4, ge=1)  # rows per commit at least; what a crash may cost
+    shards: int = Field(default=1000, ge=1)  # that one run of a stage makes at most: with more rows each holds more
     cpus: dict[str, float] = {}
     gpus: dict[str, float] = {}
+    timeout: float = Field(default=1800.0, ge=0)  # seconds that one row may take before it is given up as hung; 0: no limit
+    timeouts: dict[str, float] = {}  # of single stages
     failure_threshold: float = Field(default=0.2, ge=0, le=1)  # share of failed (not rejected) rows above which a run fails
     attempts: int = 3  # of a failed row
 

@@ -34,6 +34,11 @@ REASONS = {
     "generation_failed": "the model gave frames that are not finite",
 }
 
+FAULTS = {  # reasons of failed rows, beside the names of exceptions that a worker raised
+    "Timeout": "the row took longer than resources.timeout (or timeouts) allows; the detail is where it hung",
+    "WorkerDied": "the process died while it worked on the row: a crash, or out of memory",
+}
+
 
 @dataclass(frozen=True)
 class Rejected:

@@ -2,31 +2,43 @@
 
 A stage is a value; its worker is a plain callable, a row in, a row (or several, or `Rejected`) out, and runs as well without Ray. The
 runner asks three questions of the tables (what goes in, what is there already, what has failed before), hands shards of keys to Ray actors,
-and commits each shard as it comes back. Killing it at any moment costs the shards in flight and nothing else: the next run asks again.
+and commits shards as they come back. Killing it at any moment costs the shards in flight and nothing else: the next run asks again.
 
 Only keys travel through Ray: actors read their rows at pinned versions and write their results as files that the driver then commits.
+What is asked of whole tables is asked in Arrow; Python sees only the rows that are to be made.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-import logging
+import queue
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
 
 from egomill.schemas.config import Resources
 from egomill.schemas.fingerprint import code_of, digest
 from egomill.schemas.outcome import Rejected, Report, StageFailed
 from egomill.schemas.tables import KEYS, TABLES
 from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.watch import Journal, Watch
 
-log = logging.getLogger(__name__)
+pc: Any = pyarrow.compute  # which makes its functions while it is imported: type checkers cannot see them
 Worker = Callable[[dict], dict | list[dict] | Rejected]
+MEMORY = 64 * 1024**2  # bytes of inputs, and of results, that an actor holds at a time (a single row may be more)
+AT_ONCE = 5000  # rows in one commit at most: filters that name a hundred thousand keys are slow
+STATES = ("current", "rejected", "failed", "blocked", "pending", "gone")
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,27 @@ class Stage:
         made_by = self.worker.func if isinstance(self.worker, functools.partial) else self.worker
         return made_by.__module__
 
+    @property
+    def recipe(self) -> tuple:
+        """What all rows have in common: settings, code, weights, the shape of the table."""
+        return self.name, self.config, code_of(self.module), self.weights, str(TABLES[self.name]), self.constants
+
     def fingerprint(self, inputs: list[str]) -> str:
-        """What makes one row: settings, code, weights, the shape of the table, and the fingerprints of what the row is made from."""
-        return digest(self.name, self.config, code_of(self.module), self.weights, str(TABLES[self.name]), self.constants, inputs)
+        """What makes one row: the recipe, and the fingerprints of what the row is made from."""
+        return digest(*self.recipe, inputs)
+
+    def fingerprints(self, inputs: pa.Table) -> pa.ChunkedArray:
+        """`fingerprint` of every row of a table of fingerprints: the same hashes, with the recipe hashed once."""
+        recipe = hashlib.sha256(json.dumps(self.recipe, sort_keys=True, separators=(",", ":"))[:-1].encode() + b",")
+        made, quoted = [], json.encoder.encode_basestring_ascii
+        for batch in inputs.to_batches(64 * 1024):
+            hashes = []
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                each = recipe.copy()
+                each.update(f"[{','.join(map(quoted, row))}]]".encode())
+                hashes.append(each.hexdigest()[:32])
+            made.append(pa.array(hashes, pa.string()))
+        return pa.chunked_array(made, pa.string())
 
 
 @dataclass(frozen=True)
@@ -85,103 +115,195 @@ def run(
     """
     started = time.monotonic()
     versions = {table: lake.version(table) for table in stage.reads}
-    wanted, missing, retired = _inputs(stage, lake, versions, keys, items)
-    have = _state(stage, lake)
-    past = {row["key"]: row for row in lake.read("failures", where=f"stage = '{stage.id}'").to_pylist()}
+    ledger = pending(stage, lake, keys, items, resources.attempts, versions)
+    states = {state: ledger.filter(pc.equal(ledger["state"], state)) for state in STATES}
+    report = Report(stage.id, inputs=len(ledger) - len(states["gone"]), outputs=len(states["current"]))
+    for status in ("rejected", "failed"):
+        setattr(report, status, len(states[status]))
+        report.reasons.update({c["values"]: c["counts"] for c in states[status]["reason"].value_counts().to_pylist()})
 
-    report = Report(stage.id, inputs=len(wanted))
-    pending: list[str] = []
-    done: dict[str, str] = {}  # key -> outputs, rejected or failed
-    for key, fingerprint in wanted.items():
-        before = past.get(key)
-        if have.get(key) == fingerprint:
-            done[key] = "outputs"
-        elif before and before["fingerprint"] == fingerprint and _final(before, resources.attempts):
-            done[key] = before["status"]
-            report.reasons[before["reason"]] += 1
-        else:
-            pending.append(key)
+    for gone in _slices(states["gone"], AT_ONCE):
+        replace = _among(stage, gone["key"].to_pylist())
+        lake.commit(stage.name, None, replace=replace, properties={"run_id": run_id, "retired": str(len(gone))})
+        report.retired += len(gone)
 
-    gone = [key for key in have if key in retired]
-    if gone:
-        lake.commit(stage.name, None, replace=_among(stage, gone), properties={"run_id": run_id, "retired": str(len(gone))})
-        report.retired = len(gone)
-
-    blocked = [key for key in pending if key in missing]
-    ready = [key for key in pending if key not in missing]
-    results: Iterator[tuple[str | None, list[dict]]] = iter(())
-    if blocked:
-        results = iter([(None, [{"key": k, "status": "rejected", "reason": "upstream", "detail": missing[k]} for k in blocked])])
-    if ready:
-        by_item = {item.key: item for item in items or []}
-        shards = [ready[i : i + resources.shard] for i in range(0, len(ready), resources.shard)]
-        jobs = [_Job(chunk, [wanted[k] for k in chunk], [by_item[k].row for k in chunk] if items is not None else None) for chunk in shards]
-        results = _chain(results, _on_ray(stage, lake, run_id, versions, jobs, resources))
-
-    seen = 0
-    for fragments, outcomes in results:
-        _record(stage, lake, run_id, fragments, outcomes, wanted, have, past)
+    seen, todo = 0, len(states["blocked"]) + len(states["pending"])
+    results = _on_ray(stage, lake, run_id, versions, states["pending"], items, resources) if len(states["pending"]) else iter(())
+    for fragments, outcomes in _chain(_blocked(states["blocked"]), _as_they_come(results)):
+        _record(stage, lake, run_id, fragments, outcomes)
         for outcome in outcomes:
-            done[outcome["key"]] = outcome["status"]
+            setattr(report, outcome["status"], getattr(report, outcome["status"]) + 1)
             if outcome["status"] == "outputs":
                 report.computed += 1
             else:
                 report.reasons[outcome["reason"]] += 1
         seen += len(outcomes)
         if progress:
-            progress(seen, len(pending))
+            progress(seen, todo)
 
-    for status in done.values():
-        setattr(report, status, getattr(report, status) + 1)
     report.seconds = time.monotonic() - started
     if report.failed > resources.failure_threshold * max(report.inputs, 1):
         raise StageFailed(report)
     return report
 
 
-@dataclass(frozen=True)
-class _Job:
-    keys: list[str]
-    fingerprints: list[str]
-    rows: list[dict] | None
+def retry(lake: Lake, reason: str, stage: str = "") -> int:
+    """Make the rejected and failed rows of this reason (and of this stage's id; "": of all) pending again, with all their attempts.
+
+    They stay among the failures until they are tried. Returns how many; ValueError where no row has that reason.
+    """
+    where = " AND ".join(one_of(column, [value]) for column, value in (("reason", reason), ("stage", stage)) if value)
+    rows = lake.read("failures", where=where).to_pylist()
+    if not rows:
+        known = sorted(set(lake.read("failures", ["reason"])["reason"].to_pylist()))
+        raise ValueError(f"no row failed with {reason!r}{f' in {stage}' if stage else ''}; there are: {', '.join(known) or 'no failures'}")
+    lake.upsert("failures", [{**row, "fingerprint": "", "attempt": 0} for row in rows])
+    return len(rows)
 
 
-def _inputs(
+# -- what is to be done ------------------------------------------------------------------------------------------------
+
+
+def pending(
+    stage: Stage,
+    lake: Lake,
+    keys: Iterable[str] | None = None,
+    items: list[Item] | None = None,
+    attempts: int = 3,
+    versions: dict[str, int] | None = None,
+) -> pa.Table:
+    """What a run of the stage would do, as a table, one row an input, sorted by key. Changes nothing.
+
+    `key`; `fingerprint` that its row ought to have; `made`, the fingerprint that it has (null: there is no row); `missing`, the tables
+    that have no row for it (null: none); `state`; `reason` of an earlier rejection or failure; `attempt`, the number of the next one;
+    `noted`, whether the failures name it. The states: "current"; "rejected" and "failed" for good, that is until data or code change;
+    "blocked" by what is missing; "pending"; "gone", a row of the made table whose input is no more (all else but key and made null).
+    """
+    versions = {table: lake.version(table) for table in stage.reads} if versions is None else versions
+    wanted, every = _wanted(stage, lake, versions, keys, items)
+    made = _by_key(lake.read(stage.name, [stage.parent, "fingerprint"], _constants(stage)), "made")
+    past = lake.read("failures", ["key", "fingerprint", "status", "reason", "attempt"], one_of("stage", [stage.id]))
+    past = past.rename_columns(["key", "tried", "status", "reason", "attempt"])
+    found = wanted.join(made, "key").join(past, "key").sort_by("key")
+
+    current = pc.fill_null(pc.equal(found["made"], found["fingerprint"]), False)
+    again = pc.fill_null(pc.equal(found["tried"], found["fingerprint"]), False)
+    # Rejected data stays rejected until it or the check changes; our own failures get a bounded number of attempts.
+    over = pc.or_(pc.equal(found["status"], "rejected"), pc.greater_equal(found["attempt"], attempts))
+    open_ = pc.if_else(pc.is_valid(found["missing"]), "blocked", "pending")
+    state = pc.if_else(current, "current", pc.if_else(pc.fill_null(pc.and_(again, over), False), found["status"], open_))
+    columns = {name: found[name] for name in ("key", "fingerprint", "made", "missing", "reason")}
+    attempt = pc.if_else(again, pc.add(found["attempt"], 1), 1)
+    ledger = pa.table({**columns, "state": state, "attempt": attempt, "noted": pc.is_valid(found["tried"])})
+    if every is None:
+        return ledger
+    gone = made.join(every, "key", join_type="left anti").sort_by("key")
+    return pa.concat_tables([ledger, gone.append_column("state", pa.array(["gone"] * len(gone), pa.string()))], promote_options="default")
+
+
+def _wanted(
     stage: Stage, lake: Lake, versions: dict[str, int], keys: Iterable[str] | None, items: list[Item] | None
-) -> tuple[dict[str, str], dict[str, str], set[str]]:
-    """Fingerprints that the rows ought to have; what is missing upstream, by key; keys in the made table without any input."""
+) -> tuple[pa.Table, pa.Table | None]:
+    """(key, fingerprint, missing) of the inputs; and all keys there are (None: unknown, takes on disk come and go)."""
     if items is not None:
-        return {item.key: stage.fingerprint([item.digest]) for item in items}, {}, set()
-    states = {}
-    for i, (table, version) in enumerate(versions.items()):
-        made_from = "content" if table == "takes" else "fingerprint"
-        state = lake.read(table, [KEYS[table][0], made_from], stage.where if i == 0 else None, version)
-        states[table] = dict(zip(state[0].to_pylist(), state[1].to_pylist(), strict=True))
-    first, *others = states
-    every = states[first]
-    chosen = every if keys is None else {k: every[k] for k in keys if k in every}
-    wanted = {k: stage.fingerprint([fp, *(states[t].get(k, "") for t in others)]) for k, fp in chosen.items()}
-    missing = {k: ", ".join(t for t in others if k not in states[t]) for k in chosen if any(k not in states[t] for t in others)}
-    made = lake.read(stage.name, [stage.parent], _constants(stage))[0].to_pylist()
-    return wanted, missing, set(made) - set(every)
+        digests = pa.table({"inputs": pa.array([item.digest for item in items], pa.string())})
+        missing = pa.nulls(len(items), pa.string())
+        return pa.table({"key": [i.key for i in items], "fingerprint": stage.fingerprints(digests), "missing": missing}, _WANTED), None
+    first, *others = versions
+    inputs = _fingerprints_in(lake, first, versions[first], stage.where)
+    every = inputs.select(["key"])
+    if keys is not None:
+        inputs = inputs.join(pa.table({"key": pa.array(list(keys), pa.string())}), "key", join_type="left semi")
+    for table in others:
+        inputs = inputs.join(_fingerprints_in(lake, table, versions[table]), "key")
+    names = [pc.if_else(pc.is_null(inputs[table]), table, pa.scalar(None, pa.string())) for table in others]
+    missing = pc.binary_join_element_wise(*names, ", ", null_handling="skip") if names else pa.nulls(len(inputs), pa.string())
+    missing = pc.if_else(pc.equal(missing, ""), pa.scalar(None, pa.string()), missing)
+    parts = pa.table({table: pc.fill_null(inputs[table], "") for table in versions})
+    return pa.table({"key": inputs["key"], "fingerprint": stage.fingerprints(parts), "missing": missing}, _WANTED), every
 
 
-def _state(stage: Stage, lake: Lake) -> dict[str, str]:
-    made = lake.read(stage.name, [stage.parent, "fingerprint"], _constants(stage))
-    return dict(zip(made[0].to_pylist(), made[1].to_pylist(), strict=True))
+_WANTED = pa.schema([("key", pa.string()), ("fingerprint", pa.string()), ("missing", pa.string())])
+
+
+def _fingerprints_in(lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
+    made_from = "content" if table == "takes" else "fingerprint"
+    return _by_key(lake.read(table, [KEYS[table][0], made_from], where, version), table)
+
+
+def _by_key(rows: pa.Table, name: str) -> pa.Table:
+    """(key, `name`) from a table of keys and fingerprints, a row a key; "" where a key's rows (clips of one take) disagree."""
+    if pc.count_distinct(rows[0]).as_py() == len(rows):
+        return rows.rename_columns(["key", name])
+    found = rows.rename_columns(["key", "fp"]).group_by("key").aggregate([("fp", "min"), ("fp", "max")])
+    agreed = pc.if_else(pc.equal(found["fp_min"], found["fp_max"]), found["fp_max"], "")
+    return pa.table({"key": found["key"], name: agreed})
 
 
 def _constants(stage: Stage) -> str:
-    return " AND ".join(f"{column} = '{value}'" for column, value in stage.constants.items())
+    return " AND ".join(one_of(column, [value]) for column, value in stage.constants.items())
 
 
 def _among(stage: Stage, keys: Iterable[str]) -> str:
     return " AND ".join(filter(None, (one_of(stage.parent, keys), _constants(stage))))
 
 
-def _final(before: dict, attempts: int) -> bool:
-    """Rejected data stays rejected until it or the check changes; our own failures get a bounded number of attempts."""
-    return before["status"] == "rejected" or before["attempt"] >= attempts
+# -- what was done -----------------------------------------------------------------------------------------------------
+
+# What travels of a row: its line of the ledger, and on the way back with status, reason and detail.
+_Result = tuple[list[str], list[dict]]  # fragments as `lake.write_fragments` gives them, outcomes
+
+
+def _record(stage: Stage, lake: Lake, run_id: str, fragments: list[str], outcomes: list[dict]) -> None:
+    """Make shards visible: their rows first, then their failures. A crash between the two costs a recomputation of the failures."""
+    stale = [o["key"] for o in outcomes if o["made"] is not None]
+    counts = {status: str(sum(o["status"] == status for o in outcomes)) for status in ("outputs", "rejected", "failed")}
+    together = json.dumps([f for some in fragments for f in json.loads(some)]) if fragments else None
+    lake.commit(stage.name, together, _among(stage, stale) if stale else "", {"run_id": run_id, "stage": stage.id, **counts})
+    about = {"stage": stage.id, "run_id": run_id, "at": datetime.now(UTC)}
+    columns = ("key", "fingerprint", "status", "reason", "detail", "attempt")
+    lake.upsert("failures", [{**about, **{c: o[c] for c in columns}} for o in outcomes if o["status"] != "outputs"])
+    healed = [o["key"] for o in outcomes if o["status"] == "outputs" and o["noted"]]
+    if healed:
+        lake.commit("failures", None, replace=f"{one_of('stage', [stage.id])} AND {one_of('key', healed)}")
+
+
+def _blocked(rows: pa.Table) -> Iterator[_Result]:
+    for part in _slices(rows, AT_ONCE):
+        yield [], [{**row, "status": "rejected", "reason": "upstream", "detail": row["missing"]} for row in part.to_pylist()]
+
+
+def _as_they_come(results: Iterator[_Result]) -> Iterator[_Result]:
+    """All results that arrived while the last ones were committed, at once: where rows are made faster than commits, commits grow."""
+    arrived: queue.SimpleQueue = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def pump() -> None:
+        try:
+            for result in results:
+                arrived.put(result)
+                if stop.is_set():
+                    return
+            arrived.put(None)
+        except BaseException as error:
+            arrived.put(error)
+
+    threading.Thread(target=pump, daemon=True).start()
+    try:
+        while True:
+            fragments, outcomes, got = [], [], arrived.get()
+            while isinstance(got, tuple):
+                fragments += got[0]
+                outcomes += got[1]
+                got = arrived.get() if len(outcomes) < AT_ONCE and not arrived.empty() else False
+            if outcomes:
+                yield fragments, outcomes
+            if isinstance(got, BaseException):
+                raise got
+            if got is None:
+                return
+    finally:
+        stop.set()
 
 
 def _chain(*iterators: Iterator) -> Iterator:
@@ -189,85 +311,107 @@ def _chain(*iterators: Iterator) -> Iterator:
         yield from iterator
 
 
-def _record(
-    stage: Stage, lake: Lake, run_id: str, fragments: str | None, outcomes: list[dict], wanted: dict, have: dict, past: dict
-) -> None:
-    """Make one shard visible: its rows first, then its failures. A crash between the two costs a recomputation of the failures."""
-    stale = [o["key"] for o in outcomes if o["key"] in have]
-    counts = {status: str(sum(o["status"] == status for o in outcomes)) for status in ("outputs", "rejected", "failed")}
-    replace = _among(stage, stale) if stale else ""
-    lake.commit(stage.name, fragments, replace, {"run_id": run_id, "stage": stage.id, **counts})
-    bad = [o for o in outcomes if o["status"] != "outputs"]
-    at = datetime.now(UTC)
-    rows = []
-    for o in bad:
-        before = past.get(o["key"])
-        again = before is not None and before["fingerprint"] == wanted[o["key"]]
-        attempt = before["attempt"] + 1 if before is not None and again else 1
-        rows.append({**o, "stage": stage.id, "fingerprint": wanted[o["key"]], "run_id": run_id, "attempt": attempt, "at": at})
-    lake.upsert("failures", rows)
-    healed = [o["key"] for o in outcomes if o["status"] == "outputs" and o["key"] in past]
-    if healed:
-        lake.commit("failures", None, replace=f"stage = '{stage.id}' AND {one_of('key', healed)}")
+def _slices(rows: pa.Table, size: int) -> Iterator[pa.Table]:
+    for start in range(0, len(rows), size):
+        yield rows.slice(start, size)
+
+
+# -- who does it -------------------------------------------------------------------------------------------------------
 
 
 class _Actor:
     """One Ray actor of a stage: holds the worker (and its models), turns shards of keys into written fragments and outcomes."""
 
-    def __init__(self, stage: Stage, lake: Lake, run_id: str, versions: dict[str, int]) -> None:
+    def __init__(self, stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], resources: Resources, journal: Any) -> None:
+        import ray
         import torch
 
         torch.set_num_threads(1)  # actors share the machine; parallelism is theirs
-        self.stage, self.lake, self.run_id, self.versions = stage, lake, run_id, versions
+        self.stage, self.lake, self.run_id, self.versions, self.least = stage, lake, run_id, versions, resources.shard
+        me = ray.get_runtime_context().get_actor_id()  # the same after a restart
+        seconds = resources.timeouts.get(stage.name, resources.timeout)
+        words = Path(tempfile.gettempdir()) / f"egomill-{me}.words"
+        self.watch = Watch(words, lambda method, *arguments: ray.get(getattr(journal, method).remote(*arguments)), seconds)
+        self.watch.making(f"worker {me}")
         self.worker = stage.worker()
+        self.watch.made(f"worker {me}")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        job = _Job(**json.loads(str(batch["job"][0])))
-        fragments, outcomes = self.work(job)
-        return {"result": [json.dumps({"fragments": fragments, "outcomes": outcomes})]}
+        return {"result": [json.dumps(self.work(json.loads(str(batch["job"][0]))))]}
 
-    def work(self, job: _Job) -> tuple[str | None, list[dict]]:
-        made: list[dict] = []
-        outcomes: list[dict] = []
-        for key, fingerprint, row in zip(job.keys, job.fingerprints, job.rows or self._read(job.keys), strict=True):
-            try:
-                result = self.worker(row)
-            except Exception as error:
-                detail = "".join(traceback.format_exception(error))[-8000:]
-                outcomes.append({"key": key, "status": "failed", "reason": type(error).__name__, "detail": detail})
-                continue
+    def work(self, rows: list[dict]) -> _Result:
+        fragments, outcomes, made, size = [], [], [], 0
+        with self.watch.shard([row["key"] for row in rows]) as lost:
+            for row, inputs in self._read(rows, lost):
+                with self.watch.row(row["key"]):
+                    results, outcome, nbytes = self._one(row, inputs)
+                made, size = made + results, size + nbytes
+                outcomes.append({**row, **outcome})
+                if size > MEMORY:
+                    fragments.append(self.lake.write_fragments(self.stage.name, made))
+                    made, size = [], 0
+            if made:
+                fragments.append(self.lake.write_fragments(self.stage.name, made))
+            for row in rows:
+                if row["key"] in lost:
+                    reason, detail = lost[row["key"]]
+                    outcomes.append({**row, "status": "failed", "reason": reason, "detail": detail})
+        return fragments, outcomes
+
+    def _one(self, row: dict, inputs: dict) -> tuple[list[dict], dict, int]:
+        """A row's results, its outcome, and the bytes of the results. A result that does not fit the table is a failure like any other."""
+        try:
+            result = self.worker(inputs)
             if isinstance(result, Rejected):
-                outcomes.append({"key": key, "status": "rejected", "reason": result.reason, "detail": result.detail[:8000]})
-                continue
-            rows = result if isinstance(result, list) else [{self.stage.parent: key, **result}]
-            made += [{**r, **self.stage.constants, "fingerprint": fingerprint, "run_id": self.run_id} for r in rows]
-            outcomes.append({"key": key, "status": "outputs"})
-        return (self.lake.write_fragments(self.stage.name, made) if made else None), outcomes
+                return [], {"status": "rejected", "reason": result.reason, "detail": result.detail[:8000]}, 0
+            results = result if isinstance(result, list) else [{self.stage.parent: row["key"], **result}]
+            results = [{**r, **self.stage.constants, "fingerprint": row["fingerprint"], "run_id": self.run_id} for r in results]
+            return results, {"status": "outputs"}, pa.Table.from_pylist(results, TABLES[self.stage.name]).nbytes
+        except (Exception, SystemExit) as error:
+            detail = "".join(traceback.format_exception(error))[-8000:]
+            return [], {"status": "failed", "reason": type(error).__name__, "detail": detail}, 0
 
-    def _read(self, keys: list[str]) -> list[dict]:
-        rows: dict[str, dict] = {key: {} for key in keys}
-        for i, (table, columns) in enumerate(self.stage.reads.items()):
-            key_column = KEYS[table][0]
-            where = self.stage.where if i == 0 else ""
-            for row in self.lake.rows(table, keys, [*dict.fromkeys((key_column, *columns))], self.versions[table], where):
-                rows[row[key_column]][table] = row
-        return [rows[key] for key in keys]
+    def _read(self, rows: list[dict], lost: dict) -> Iterator[tuple[dict, dict]]:
+        """Rows with their inputs; as many are read at a time as memory allows."""
+        rows = [row for row in rows if row["key"] not in lost]
+        size = self.least
+        while rows:
+            part, rows = rows[:size], rows[size:]
+            if "item" in part[0]:
+                yield from ((row, row.pop("item")) for row in part)
+                continue
+            inputs: dict[str, dict] = {row["key"]: {} for row in part}
+            nbytes = 0
+            for i, (table, columns) in enumerate(self.stage.reads.items()):
+                key = KEYS[table][0]
+                where = " AND ".join(filter(None, (one_of(key, inputs), f"({self.stage.where})" if i == 0 and self.stage.where else "")))
+                found = self.lake.read(table, [*dict.fromkeys((key, *columns))], where, self.versions[table])
+                nbytes += found.nbytes
+                for values in found.to_pylist():
+                    inputs[values[key]][table] = values
+            size = max(self.least, len(part) * MEMORY // max(nbytes, 1))
+            yield from ((row, inputs[row["key"]]) for row in part)
 
 
 def _on_ray(
-    stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], jobs: list[_Job], resources: Resources
-) -> Iterator[tuple[str | None, list[dict]]]:
-    """Results as shards finish, in whatever order."""
+    stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
+) -> Iterator[_Result]:
+    """Results as shards finish, in whatever order. Ray restarts an actor that dies and gives it its shard again; `watch` bounds that."""
     import ray.data
 
     from egomill.tasks.cluster import connect
 
     connect()
-    cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)
+    at_hand = {item.key: {"item": item.row} for item in items or []}
+    size = max(resources.shard, -(-len(rows) // resources.shards))
+    shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))
+    jobs = [{"job": json.dumps(shard)} for shard in shards]
+    journal = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Journal).remote()
+    arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources, "journal": journal}
+    table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(jobs))
-    table = ray.data.from_items([{"job": json.dumps(job.__dict__)} for job in jobs], override_num_blocks=len(jobs))
-    arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions}
+    cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)
     done = table.map_batches(_Actor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
     for row in done.iter_rows():
-        result = json.loads(row["result"])
-        yield result["fragments"], result["outcomes"]
+        fragments, outcomes = json.loads(row["result"])
+        yield fragments, outcomes

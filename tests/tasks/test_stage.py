@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
+import re
+import signal
+import sys
 
+import pyarrow as pa
 import pytest
 
 from egomill.schemas.config import Resources
-from egomill.schemas.outcome import Rejected, StageFailed
+from egomill.schemas.outcome import FAULTS, Rejected, StageFailed
 from egomill.schemas.tables import TABLES
 from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Item, Stage, run
+from egomill.tasks.stage import Item, Stage, pending, retry, run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -116,5 +122,68 @@ def test_items_from_disk_are_never_retired(tmp_path):
     assert (report.inputs, report.retired, lake.count("takes")) == (1, 0, 2)
 
 
+def deadly() -> Stage:
+    """Rows that end, hang or spoil what works on them, each in its own way."""
+
+    def make():
+        def work(row: dict):
+            name = row["clips"]["take_name"]
+            if name == "hang":
+                re.match(r"(a+)+$", "a" * 64 + "b")  # in C, and never lets go of the interpreter
+            elif name == "segfault":
+                ctypes.string_at(0)
+            elif name == "killed":  # as the kernel does when memory runs out
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif name == "exit":
+                sys.exit(3)
+            elif name == "unfit":
+                return {"text": ["no", "string"], "source": "toy"}
+            return {"text": f"hello {name}", "source": "toy"}
+
+        return work
+
+    return Stage("captions", {"clips": ("take_name",)}, {}, make, where="chosen")
+
+
+def test_a_row_that_hangs_or_kills_is_lost_alone_and_named(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a", "hang", "b", "segfault", "c", "killed", "d", "exit", "e", "unfit", "f"])
+    settings = Resources(failure_threshold=1.0, shard=11, timeouts={"captions": 5.0})
+    report = run(deadly(), lake, "r1", settings)
+    assert (report.inputs, report.outputs, report.failed) == (11, 6, 5)
+    assert sorted(texts(lake).values()) == [f"hello {name}" for name in "abcdef"]
+    failed = {r["key"]: r for r in lake.read("failures").to_pylist()}
+    named = {"c1": "Timeout", "c3": "WorkerDied", "c5": "WorkerDied", "c7": "SystemExit", "c9": "ArrowTypeError"}
+    assert {key: r["reason"] for key, r in failed.items()} == named
+    assert "in work" in failed["c1"]["detail"]  # where it hung
+    assert "Segmentation fault" in failed["c3"]["detail"]
+    assert "without a word" in failed["c5"]["detail"]
+    assert set(named.values()) - {"SystemExit", "ArrowTypeError"} == set(FAULTS)
+
+
+def test_retrying_by_reason_gives_rows_all_their_attempts_again(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a", "bad", "bug", "bug"])
+    once = Resources(failure_threshold=1.0, attempts=1)
+    run(toy(), lake, "r1", once)
+    assert set(pending(toy(), lake, attempts=1)["state"].to_pylist()) == {"current", "rejected", "failed"}
+    with pytest.raises(ValueError, match="there are: ZeroDivisionError, caption_failed"):
+        retry(lake, "Timeout")
+    assert retry(lake, "ZeroDivisionError", "captions") == 2
+    assert pending(toy(), lake, attempts=1)["state"].to_pylist() == ["current", "rejected", "pending", "pending"]
+    assert lake.count("failures") == 3  # still told, until they are tried
+    assert run(toy(), lake, "r2", once).failed == 2
+    assert retry(lake, "caption_failed") == 1
+    states = pending(toy(), lake, attempts=1)
+    assert states["state"].to_pylist() == ["current", "pending", "failed", "failed"]
+    assert states["attempt"].to_pylist()[1] == 1
+
+
 def test_the_worker_runs_without_ray():
     assert toy().worker()({"clips": {"take_name": "x"}}) == {"text": "hello x", "source": "toy"}
+
+
+def test_many_fingerprints_are_those_of_one(tmp_path):
+    stage, inputs = toy(), [["a1", 'quoted "\u00e9"'], ["b", ""]]
+    columns = pa.table({"x": [row[0] for row in inputs], "y": [row[1] for row in inputs]})
+    assert stage.fingerprints(columns).to_pylist() == [stage.fingerprint(row) for row in inputs]
