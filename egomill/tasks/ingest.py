@@ -43,6 +43,7 @@ MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
 RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
 LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
 REACH = 0.1, 100.0  # metres between the wearer and an exo camera, in the middle of a take; a pitch is some 70 long
+BENDS = 0.2, 5.0  # how far out a lens draws a ray, over an equidistant one's; a pinhole at 80 degrees 4
 STAYS = 1e-3  # metres, or of a rotation's numbers, between poses of a camera that does not move
 BESIDE = 1.0  # seconds by which what is told of a take may lie outside of it
 
@@ -305,10 +306,25 @@ def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tup
         raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
     if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):
         raise Bad("calibration_invalid", f"{calibration}: f {f:.0f}, centre {cx:.0f}, {cy:.0f} of 2880x2880")
-    return aria_sensor_to_stored(lens, info.width), "calibration file"
+    return aria_sensor_to_stored(_check_lens(lens, calibration), info.width), "calibration file"
+
+
+def _check_lens(lens: Camera, name: str) -> Camera:
+    """The lens, where it bends rays as a lens does: at 0.95 of its field of view, a picture that is neither crushed nor blown up."""
+    theta = 0.95 * lens.field_of_view
+    away = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * math.sin(theta)
+    points = torch.cat((away, torch.full((4, 1), math.cos(theta), dtype=torch.float64)), dim=1)
+    at = (lens.project(points)[0] - torch.tensor(lens.params[2:4])) / torch.tensor(lens.params[:2])
+    stretch = at.norm(dim=1) / theta
+    if not ((stretch > BENDS[0]) & (stretch < BENDS[1])).all():
+        raise Bad(
+            "calibration_invalid", f"{name}: rays at {math.degrees(theta):.0f} degrees are drawn {stretch.max():.3g} times as far out"
+        )
+    return lens
 
 
 def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None) -> dict:
+    _check_lens(camera, path)
     return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), "depth": depth, "depth_kind": kind}
 
 

@@ -122,7 +122,7 @@ def release(root: Path) -> Iterator[dict]:
     index = _read_index(root)
     folders = {f"takes/{p.name}" for p in (root / "takes").iterdir() if p.is_dir() and not p.name.startswith(".")}
     listed = {folder for folder in index.takes if folder not in folders and _is_there(root, folder, index)}
-    if any(folder not in index.takes for folder in folders):
+    if any(not index.takes.get(folder, {}).get("take_uid") for folder in folders | listed):
         index.named = _take_names(root, index)
     seen = set()
     for folder in sorted(folders | listed):
