@@ -24,7 +24,7 @@ from egomill.schemas.fingerprint import digest
 from egomill.tasks.stage import Item
 from egomill.tasks.untrusted import MEGABYTE, Bad, inside, load_json, opened, regular, stat_signature
 
-INDEX_LIMIT = 256 * MEGABYTE  # takes.json and the descriptions speak of the whole release
+INDEX_LIMIT = 512 * MEGABYTE  # takes.json and the descriptions speak of the whole release
 EXO_VIDEO = re.compile(r"((?:cam|gp)\d+)\.mp4")
 EGO_VIDEO = re.compile(r"(aria\d+)_214-1\.mp4")  # 214-1 is the RGB stream
 SPLITS = ("train", "val", "test")
@@ -94,10 +94,12 @@ def _named(uid: str) -> str:
 
 def _hold_one_out(rows: list[dict]) -> None:
     """Where a data set has no official split at all, its take of the smallest hash is held out whatever the recipe's share: a handful of
-    takes would else as likely as not leave nothing to score on. More takes may bring a smaller hash, and with it another one.
+    takes would else as likely as not leave nothing to score on. More takes may bring a smaller hash, and with it another one; takes with
+    a fault do not count.
     """
-    if len(rows) > 1 and not any(row["split"] for row in rows):
-        min(rows, key=lambda row: digest(row["take_uid"]))["split"] = "held-out"
+    sound = [row for row in rows if not row.get("fault")]
+    if len(sound) > 1 and not any(row["split"] for row in rows):
+        min(sound, key=lambda row: digest(row["take_uid"]))["split"] = "held-out"
 
 
 # -- the Ego-Exo4D release -----------------------------------------------------------------------------------------------

@@ -491,7 +491,7 @@ ZOO: dict[str, Kind] = {
     "video five frames late": Kind(retimed("exo", lambda t: t + 5), "video_timing", "first frame is shown at 0.5"),
     "video five frames early": Kind(bytes_of("ego", trimmed), "video_timing", "hidden"),
     "video of no rate": Kind(bytes_of("exo", standing), "video_timing", "have no time"),
-    "video of 1,000 frames a second": Kind(retimed("exo", lambda t: t / 100), "video_timing", "1e+03 frames a second"),
+    "video of 1,000 frames a second": Kind(frames("exo", lambda f: f, 1000.0), "video_timing", "1e+03 frames a second"),
     "video of another rate": Kind(frames("exo", lambda f: f, 12.5), "frame_counts_disagree", "rates"),
     "exo five frames shorter": Kind(frames("exo", lambda f: f[5:]), "frame_counts_disagree", '"cam01.mp4": 11'),
     "ego five frames longer": Kind(frames("ego", lambda f: f[[*range(16), *[15] * 5]]), "frame_counts_disagree", '"aria01_214-1.mp4": 21'),
@@ -630,6 +630,7 @@ ZOO: dict[str, Kind] = {
     "folder of 5,000 letters": Kind(listed(lambda r: r.update(root_dir="takes/" + 5000 * "x")), "file_unusable", "too long"),
     "folder that is no Unicode": Kind(renamed, "file_unusable", "no Unicode"),
     "takes.json that is no JSON": Kind(overwritten("takes.json", "[{"), "take_unreadable", "takes.json", whole=True),
+    "takes.json of 1 GB": Kind(lambda take: os.truncate(take.root / "takes.json", 10**9), "take_unreadable", "more than", whole=True),
     "takes.json that is no list": Kind(overwritten("takes.json", "{}"), "take_unreadable", "no list", whole=True),
     "splits with a key twice": Kind(
         overwritten("annotations/splits.json", '{"take_uid_to_split": {"a": "train", "a": "test"}}'), "take_unreadable", "twice", whole=True
