@@ -68,8 +68,8 @@ def regular(root: Path, relative: Any) -> Path:
             raise OSError(f"a {_kind(found.st_mode)}, not a file")
         if found.st_size > FILE_LIMIT:
             raise OSError(f"{found.st_size} bytes, more than {FILE_LIMIT}")
-        if not os.access(path, os.R_OK):
-            raise OSError("may not be read")
+        with opened(path):  # whether it may be read
+            pass
     except OSError as error:
         raise Bad("file_unusable", f"{relative}: {error.strerror or error}") from None
     return path

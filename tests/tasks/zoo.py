@@ -506,7 +506,7 @@ ZOO: dict[str, Kind] = {
     "pipe for a video": Kind(instead("exo", lambda path, _: os.mkfifo(path)), "file_unusable", "a pipe"),
     "folder for a video": Kind(instead("exo", lambda path, _: path.mkdir()), "file_unusable", "a folder"),
     "device for a video": Kind(instead("exo", lambda path, _: os.mknod(path, 0o20666, os.makedev(1, 5))), "file_unusable", "a device"),
-    "video that may not be read": Kind(lambda take: take.exo.chmod(0), "file_unusable", "may not be read"),
+    "video that may not be read": Kind(lambda take: take.exo.chmod(0), "file_unusable", "Permission denied"),
     "link to nothing": Kind(instead("exo", lambda path, _: path.symlink_to("nowhere.mp4")), "file_unusable", "No such file"),
     "link to itself": Kind(instead("exo", lambda path, _: path.symlink_to(path.name)), "file_unusable", "loop"),
     "video linked from outside": Kind(instead("exo", linked_away), "path_outside_root", "cam01.mp4"),
