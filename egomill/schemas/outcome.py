@@ -6,20 +6,33 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 REASONS = {
-    # takes
-    "take_unreadable": "the take's metadata cannot be read",
+    # takes: indices, paths and files
+    "take_unreadable": "what the data set's indices say of the take cannot be read",
     "path_outside_root": "a path of the data set leads outside its folder",
+    "file_unusable": "a file of the take is missing, is a folder, pipe or device, may not be read, or has an impossible size or name",
+    "changed_while_read": "a file of the take changed while it was read",
     "duplicate_take_uid": "two takes carry one uid",
+    "split_invalid": "the take's official split is no split, or indices contradict one another",
+    "descriptions_invalid": "the take's text annotations are malformed, or lie outside its time",
+    # takes: videos
     "no_exo_video": "no exo camera's video is there",
     "no_ego_video": "the Aria RGB video is missing",
     "video_undecodable": "a video cannot be opened or decoded",
+    "video_too_large": "a video declares pictures too large to be decoded",
+    "video_geometry": "a video is to be turned or stretched for show, or its pictures are of a shape that its camera does not take",
+    "video_timing": "a video's frames are not shown one after the other at an even, sensible rate from zero on",
+    "video_frozen": "a video shows one picture from beginning to end",
     "frame_counts_disagree": "videos of one take differ in length",
+    # takes: poses and lenses
     "no_camera_pose": "the camera_pose annotation is missing or unreadable",
     "calibration_invalid": "intrinsics, distortion or lens calibration are missing or impossible",
+    "exo_camera_moves": "an exo camera has several poses, and is taken to be fixed",
     "rotation_invalid": "a rotation is not orthonormal or is a reflection",
     "pose_gaps": "ego poses are missing, null or not finite beyond what may be interpolated",
     "pose_jumps": "the ego pose leaps between frames",
+    "pose_units": "head and exo cameras are too near or too far from one another for metres",
     "poses_disagree": "there are more poses than frames, or far fewer",
+    # takes: depth on disk
     "depth_sidecar_invalid": "the depth files on disk are of a wrong shape, kind or number",
     # clips
     "too_short": "the take has no window of the recipe's length",

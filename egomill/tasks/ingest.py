@@ -26,11 +26,27 @@ from egomill.schemas.tensors import pack
 from egomill.tasks import video
 from egomill.tasks.sources import EGO_VIDEO, EXO_VIDEO
 from egomill.tasks.stage import Stage
-from egomill.tasks.untrusted import MEGABYTE, Bad, inside, load_json, npy_header, npz_headers, numbers
+from egomill.tasks.untrusted import (
+    MEGABYTE,
+    Bad,
+    inside,
+    load_json,
+    npy_header,
+    npz,
+    numbers,
+    opened,
+    parse_json,
+    regular,
+    stat_signature,
+)
 
 MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
 RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
 LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
+REACH = 0.1, 100.0  # metres between the wearer and an exo camera, in the middle of a take; a pitch is some 70 long
+BENDS = 0.2, 5.0  # how far out a lens draws a ray, over an equidistant one's; a pinhole at 80 degrees 4
+STAYS = 1e-3  # metres, or of a rotation's numbers, between poses of a camera that does not move
+BESIDE = 1.0  # seconds by which what is told of a take may lie outside of it
 
 
 def stage(profile: Profile) -> Stage:
@@ -48,11 +64,16 @@ class Reader:
         try:
             if row["fault"]:
                 raise Bad(*row["fault"])
-            return self._finish(row, (self._egox if row["layout"] == "egox" else self._release)(row))
+            before = stat_signature(Path(row["root"]), row["files"])
+            take = self._finish(row, (self._egox if row["layout"] == "egox" else self._release)(row))
+            after = stat_signature(Path(row["root"]), row["files"])
+            if before != after:
+                raise Bad("changed_while_read", ", ".join(b[0] for a, b in zip(before, after, strict=True) if a != b))
+            return take
         except Bad as bad:
             return bad.rejected
         except video.VideoError as error:
-            return Rejected("video_undecodable", str(error))
+            return Rejected(error.reason, str(error))
 
     # -- layouts ---------------------------------------------------------------------------------------------------
 
@@ -71,8 +92,8 @@ class Reader:
         if wearer is None or not cams:
             raise Bad("no_camera_pose", f"{row['pose']} poses none of {', '.join(sorted(ego_videos if wearer is None else exo_videos))}")
 
-        ego = video.probe(inside(root, ego_videos[wearer]))
-        infos = {cam: video.probe(inside(root, exo_videos[cam])) for cam in cams}
+        ego = video.inspect(regular(root, ego_videos[wearer]))
+        infos = {cam: video.inspect(regular(root, exo_videos[cam])) for cam in cams}
         frames, fps = self._common({ego_videos[wearer]: ego, **{exo_videos[cam]: info for cam, info in infos.items()}})
         ego_camera, lens_source = _ego_lens(root, named.get("online_calibration.jsonl"), ego)
         exo = {}
@@ -82,7 +103,7 @@ class Reader:
                 raise Bad("calibration_invalid", f"{cam}: the video is {infos[cam].width}x{infos[cam].height}, the calibration is 16:9")
             depth = named.get(f"{cam}.npz")
             if depth:
-                _check_range(inside(root, depth), infos[cam], frames)
+                _check_range(regular(root, depth), infos[cam], frames, self.settings.frame_slack)
             pose = _pose(annotation[cam].get("camera_extrinsics"), cam)
             exo[cam] = _view(exo_videos[cam], camera, pose, depth, "range" if depth else None)
         dictionary = annotation[wearer].get("camera_extrinsics")
@@ -92,7 +113,7 @@ class Reader:
             "ego_video": ego_videos[wearer],
             "ego_camera": ego_camera,
             "lens_source": lens_source,
-            "T_world_ego": self._head(_by_frame(dictionary, wearer), frames),
+            "T_world_ego": self._head(_by_frame(dictionary, wearer), frames, exo),
             "exo": exo,
             "prior_video": "",
         }
@@ -104,9 +125,9 @@ class Reader:
         named = {k: entry[k] for k in ("exo_path", "ego_gt_path", "ego_prior_path") if entry.get(k)}
         paths = {k: inside(root, path).relative_to(root).as_posix() for k, path in named.items()}
         for key, reason in (("exo_path", "no_exo_video"), ("ego_gt_path", "no_ego_video")):
-            if not (root / paths[key]).is_file():
+            if not (root / paths[key]).exists():
                 raise Bad(reason, paths[key])
-        exo, ego = video.probe(root / paths["exo_path"]), video.probe(root / paths["ego_gt_path"])
+        exo, ego = (video.inspect(regular(root, paths[key])) for key in ("exo_path", "ego_gt_path"))
         frames, fps = self._common({paths["exo_path"]: exo, paths["ego_gt_path"]: ego})
         listed = entry.get("ego_extrinsics")
         if not isinstance(listed, list) or not listed:
@@ -126,7 +147,7 @@ class Reader:
             "ego_video": paths["ego_gt_path"],
             "ego_camera": ego_camera,
             "lens_source": lens_source,
-            "T_world_ego": self._head(dict(enumerate(listed)), frames),
+            "T_world_ego": self._head(dict(enumerate(listed)), frames, {"exo": view}),
             "exo": {"exo": view},
             "prior_video": paths.get("ego_prior_path", ""),
         }
@@ -137,11 +158,10 @@ class Reader:
         root = Path(row["root"])
         files = {}
         for name in row["files"]:
-            path = inside(root, name)
-            if not path.is_file():
-                raise Bad("take_unreadable", f"{name} has gone")
+            path = regular(root, name)
             stat = path.stat()
             files[name] = {"sha256": file_sha256(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        _check_times([d["timestamp"] for d in row["descriptions"]], take["frames"] / take["fps"])
         known = np.isfinite(take["T_world_ego"]).all(axis=(1, 2))
         facts = {name: row[name] for name in ("take_name", "layout", "root", "split", "task")}
         out = {
@@ -169,7 +189,7 @@ class Reader:
             raise Bad("frame_counts_disagree", "rates " + json.dumps({Path(name).name: r for name, r in rates.items()}))
         return min(lengths.values()), next(iter(rates.values()))
 
-    def _head(self, extrinsics: dict[int, Any], frames: int) -> np.ndarray:
+    def _head(self, extrinsics: dict[int, Any], frames: int, exo: dict[str, dict]) -> np.ndarray:
         """T_world_ego [frames, 4, 4] from world-to-camera matrices by frame; short gaps interpolated, NaN where unknown."""
         settings = self.settings
         if extrinsics and max(extrinsics) >= frames + settings.frame_slack:
@@ -190,6 +210,7 @@ class Reader:
             inner = known[:last].double().mean() if last else 0.0
             reason = "poses_disagree" if inner >= settings.min_pose_coverage else "pose_gaps"
             raise Bad(reason, f"ego poses for {int(known.sum())} of {frames} frames, the last for frame {last - 1}")
+        _check_reach(T[known, :3, 3].numpy(), exo)
         leaps = poses.jumps(T, settings.max_step, MAX_TURN).nonzero().flatten()
         if len(leaps):
             raise Bad("pose_jumps", f"ego, between frames {int(leaps[0]) - 1} and {int(leaps[0])}; {len(leaps)} in all")
@@ -203,7 +224,7 @@ def _annotation(root: Path, row: dict) -> dict[str, dict]:
     """The camera_pose annotation's entries by camera. Bad where it is missing, unreadable, or another take's."""
     if not row["pose"]:
         raise Bad("no_camera_pose", f"no annotation of {row['take_uid']}")
-    value = load_json(inside(root, row["pose"]), "no_camera_pose", 256 * MEGABYTE)
+    value = load_json(inside(root, row["pose"]), "no_camera_pose")
     if not isinstance(value, dict) or not isinstance(value.get("metadata"), dict):
         raise Bad("no_camera_pose", f"{row['pose']}: no metadata")
     told = tuple(value["metadata"].get(k) for k in ("take_uid", "take_name"))
@@ -215,9 +236,12 @@ def _annotation(root: Path, row: dict) -> dict[str, dict]:
 def _by_frame(dictionary: Any, name: str) -> dict[int, Any]:
     if not isinstance(dictionary, dict) or not dictionary:
         raise Bad("no_camera_pose", f"{name} has no poses by frame")
-    if not all(key.isascii() and key.isdigit() for key in dictionary):
+    if not all(key.isascii() and key.isdigit() and len(key) < 9 for key in dictionary):
         raise Bad("no_camera_pose", f"{name}: frames are not all numbers")
-    return {int(key): value for key, value in dictionary.items()}
+    by_frame = {int(key): value for key, value in dictionary.items()}
+    if len(by_frame) < len(dictionary):
+        raise Bad("no_camera_pose", f"{name}: a frame has several poses")
+    return by_frame
 
 
 def _or_none(value: Any, frame: int) -> np.ndarray | None:
@@ -226,7 +250,7 @@ def _or_none(value: Any, frame: int) -> np.ndarray | None:
         return None
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Bad("pose_gaps", f"ego, frame {frame}: not numbers") from None
     if array.shape != (3, 4):
         raise Bad("pose_gaps", f"ego, frame {frame}: shape {array.shape} instead of (3, 4)")
@@ -234,7 +258,12 @@ def _or_none(value: Any, frame: int) -> np.ndarray | None:
 
 
 def _pose(value: Any, name: str) -> np.ndarray:
-    """T_world_exo [4, 4] from a fixed camera's world-to-camera 3x4."""
+    """T_world_exo [4, 4] from a fixed camera's world-to-camera 3x4; a dictionary of them by frame passes where all are one."""
+    if isinstance(value, dict):
+        told = [numbers(v, (3, 4), f"{name} extrinsics", "calibration_invalid") for v in _by_frame(value, name).values()]
+        if np.ptp(told, axis=0).max() > STAYS:
+            raise Bad("exo_camera_moves", f"{name}: {len(told)} poses, apart by up to {np.ptp(told, axis=0).max():.3g}")
+        value = told[0]
     T_exo_world = poses.from_rt(torch.from_numpy(numbers(value, (3, 4), f"{name} extrinsics", "calibration_invalid")))
     if not poses.is_rigid(T_exo_world):
         raise Bad("rotation_invalid", name)
@@ -268,37 +297,74 @@ def _egox_exo(lens: Camera, info: video.VideoInfo) -> Camera:
 def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tuple[Camera, str]:
     """The Aria RGB lens behind the stored picture, and where it is known from."""
     if info.width != info.height:
-        raise Bad("calibration_invalid", f"the ego video is {info.width}x{info.height}; Aria RGB is square")
+        raise Bad("video_geometry", f"the ego video is {info.width}x{info.height}; Aria RGB is square")
     if calibration is None:
         return aria_rgb(info.width), "typical lens"
     try:
-        with inside(root, calibration).open("rb") as file:
-            cameras = json.loads(file.readline(LINE))["CameraCalibrations"]
-        f, cx, cy, *rest = next(c["Projection"]["Params"] for c in cameras if c["Label"] == "camera-rgb")
+        with opened(inside(root, calibration)) as file:
+            cameras = parse_json(file.readline(LINE))["CameraCalibrations"]
+        projection = next(c["Projection"] for c in cameras if c["Label"] == "camera-rgb")
+        if projection["Name"] != "FisheyeRadTanThinPrism":
+            raise ValueError(f"the lens is a {str(projection['Name'])[:50]}, not a FisheyeRadTanThinPrism")
+        f, cx, cy, *rest = numbers(projection["Params"], (15,), f"{calibration}: camera-rgb", "calibration_invalid").tolist()
         lens = Camera("fisheye624", (f, f, cx, cy, *rest), 2880, 2880, max_theta=ARIA_VISIBLE)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
     if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):
         raise Bad("calibration_invalid", f"{calibration}: f {f:.0f}, centre {cx:.0f}, {cy:.0f} of 2880x2880")
-    return aria_sensor_to_stored(lens, info.width), "calibration file"
+    return aria_sensor_to_stored(_check_lens(lens, calibration), info.width), "calibration file"
+
+
+def _check_lens(lens: Camera, name: str) -> Camera:
+    """The lens, where it bends rays as a lens does: at 0.95 of its field of view, a picture that is neither crushed nor blown up."""
+    theta = 0.95 * lens.field_of_view
+    away = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * math.sin(theta)
+    points = torch.cat((away, torch.full((4, 1), math.cos(theta), dtype=torch.float64)), dim=1)
+    at = (lens.project(points)[0] - torch.tensor(lens.params[2:4])) / torch.tensor(lens.params[:2])
+    stretch = at.norm(dim=1) / theta
+    if not ((stretch > BENDS[0]) & (stretch < BENDS[1])).all():
+        raise Bad(
+            "calibration_invalid", f"{name}: rays at {math.degrees(theta):.0f} degrees are drawn {stretch.max():.3g} times as far out"
+        )
+    return lens
 
 
 def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None, told: float = 1.0) -> dict:
+    _check_lens(camera, path)
     depth_is = {"depth": depth, "depth_kind": kind, "depth_focal": told}
     return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), **depth_is}
 
 
-def _check_range(path: Path, info: video.VideoInfo, frames: int) -> None:
+def _check_reach(positions: np.ndarray, exo: dict[str, dict]) -> None:
+    """That the head, at `positions` [n, 3], is where exo cameras would be put to film it: poses in millimetres are not."""
+    for cam, view in exo.items():
+        away = float(np.median(np.linalg.norm(positions - np.array(view["T_world_exo"])[:3, 3], axis=1)))
+        if not REACH[0] <= away <= REACH[1]:
+            raise Bad("pose_units", f"{cam} is {away:.3g} m from the wearer's head, where {REACH[0]} to {REACH[1]} is sensible")
+
+
+def _check_times(timestamps: list[float], seconds: float) -> None:
+    """That what annotators told lies within the take; a stray one does not matter, since no window takes it."""
+    outside = [t for t in timestamps if not -BESIDE <= t <= seconds + BESIDE]
+    if 2 * len(outside) > len(timestamps):
+        raise Bad("descriptions_invalid", f"{len(outside)} of {len(timestamps)} lie outside of {seconds:.1f} s, one at {outside[0]:.6g} s")
+
+
+def _check_range(path: Path, info: video.VideoInfo, frames: int, slack: int) -> None:
     """A sidecar's headers: static [h, w], dynamic [frames, h, w], of the video's shape."""
     try:
-        arrays = npz_headers(path)
-        static, moving = arrays["static_depth"], arrays.get("dynamic_depth")
+        with npz(path, "static_depth", "dynamic_depth") as arrays:
+            heads = arrays.heads
+        static, moving = heads["static_depth"], heads.get("dynamic_depth")
     except (OSError, ValueError, KeyError) as error:
         raise Bad("depth_sidecar_invalid", f"{path.name}: {type(error).__name__} {error}") from None
-    shapes = [static[0]] + ([moving[0][1:]] if moving else [])
-    fits = all(len(s) == 2 and min(s) > 0 and abs(s[1] * info.height / (s[0] * info.width) - 1) < 0.01 for s in shapes)
-    if not fits or (moving and moving[0][0] < frames) or any(a[1].kind != "f" for a in (static, moving) if a):
-        raise Bad("depth_sidecar_invalid", f"{path.name}: {[(str(a[1]), a[0]) for a in (static, moving) if a]} beside {info}")
+    shapes = [static.shape] + ([moving.shape[1:]] if moving else [])
+    fits = all(len(s) == 2 and 0 < math.prod(s) <= video.MAX_PIXELS for s in shapes)
+    fits = fits and all(abs(s[1] * info.height / (s[0] * info.width) - 1) < 0.01 for s in shapes)
+    fits = fits and (not moving or frames <= moving.shape[0] <= info.frames + slack)
+    if not fits or any(head.dtype.kind != "f" for head in heads.values()):
+        told = ", ".join(f"{name} {head.dtype} {head.shape}" for name, head in sorted(heads.items()))
+        raise Bad("depth_sidecar_invalid", f"{path.name}: {told} beside {info}")
 
 
 def _check_frames(folder: Path, frames: int) -> None:
@@ -307,9 +373,9 @@ def _check_frames(folder: Path, frames: int) -> None:
     for frame in range(frames):
         path = folder / f"{frame:05d}.npy"
         try:
-            shape, dtype = npy_header(path)
-        except (OSError, ValueError, EOFError) as error:
+            head = npy_header(path)
+        except (OSError, ValueError) as error:
             raise Bad("depth_sidecar_invalid", f"{path.name}: {str(error)[:200]}") from None
-        shapes.add(shape)
-        if len(shape) != 2 or dtype.kind != "f" or len(shapes) > 1:
-            raise Bad("depth_sidecar_invalid", f"{path.name}: {dtype} {shape}")
+        shapes.add(head.shape)
+        if len(head.shape) != 2 or head.dtype.kind != "f" or len(shapes) > 1 or not 0 < math.prod(head.shape) <= video.MAX_PIXELS:
+            raise Bad("depth_sidecar_invalid", f"{path.name}: {head.dtype} {head.shape}")

@@ -10,10 +10,8 @@ Depth is sampled at the nearest pixel: an average over an edge is the depth of n
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from egomill.kernels.cameras import Camera
 from egomill.kernels.depth import pinhole_z_to_range
 from egomill.schemas.outcome import Rejected
 from egomill.tasks import video, views
+from egomill.tasks.untrusted import Bad, inside, load_npy, npz
 
 KINDS = ("range", "pinhole-z")
 
@@ -45,9 +44,9 @@ def read(clip: dict, camera: Camera) -> Sidecar | Rejected | None:
     """
     if not clip["depth_path"]:
         return None
-    path = Path(clip["root"]) / clip["depth_path"]
     numbers = views.frame_numbers(clip)
     try:
+        path = inside(Path(clip["root"]), clip["depth_path"])
         info = video.probe(Path(clip["root"]) / clip["exo_video"])
         at = Nearest((info.width, info.height), *views.source_pixels(clip, camera))
         if clip["depth_kind"] == "range":
@@ -56,9 +55,11 @@ def read(clip: dict, camera: Camera) -> Sidecar | Rejected | None:
             found = Sidecar(_pinhole(path, numbers, at) * _stretch(clip, camera, at), None)
         else:
             raise _Bad(f"kind {clip['depth_kind']!r} is none of {', '.join(KINDS)}")
+    except Bad as bad:
+        return bad.rejected
     except video.VideoError as error:
         return Rejected("video_undecodable", str(error))
-    except (_Bad, OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+    except (_Bad, OSError, ValueError) as error:
         return Rejected("depth_sidecar_invalid", f"{clip['depth_path']}: {error}")
     if not (found.depth > 0).any():
         return Rejected("depth_empty", f"{clip['depth_path']}: no known depth in frames {numbers[0]}..{numbers[-1]}")
@@ -99,17 +100,17 @@ def _stretch(clip: dict, camera: Camera, at: Nearest) -> ndarray:
 
 
 def _range(path: Path, numbers: ndarray, at: Nearest) -> Sidecar:
-    with np.load(path, allow_pickle=False) as arrays:
-        static = _checked(arrays["static_depth"], "static_depth")
-        moving = arrays["dynamic_depth"] if "dynamic_depth" in arrays.files else None
-    depth = np.repeat(at(static)[None], len(numbers), axis=0)
-    if moving is None:
-        return Sidecar(depth, None)
-    if moving.ndim != 3 or moving.shape[1:] != static.shape or moving.dtype.kind != "f":
-        raise _Bad(f"dynamic_depth is {moving.dtype} {moving.shape} beside a static depth of {static.shape}")
-    if numbers[-1] >= len(moving):
-        raise _Bad(f"frame {numbers[-1]} asked of {len(moving)}")
-    near = at(moving[numbers]).astype(np.float32)
+    with npz(path, "static_depth", "dynamic_depth") as arrays:
+        if "static_depth" not in arrays.heads:
+            raise _Bad("no static_depth in it")
+        static = _checked(arrays.pictures("static_depth", [0], video.MAX_PIXELS)[0], "static_depth")
+        depth = np.repeat(at(static)[None], len(numbers), axis=0)
+        head = arrays.heads.get("dynamic_depth")
+        if head is None:
+            return Sidecar(depth, None)
+        if len(head.shape) != 3 or head.shape[1:] != static.shape or head.dtype.kind != "f":
+            raise _Bad(f"dynamic_depth is {head.dtype} {head.shape} beside a static depth of {static.shape}")
+        near = at(arrays.pictures("dynamic_depth", numbers, video.MAX_PIXELS)).astype(np.float32)
     if np.isnan(near).any() or (near < 0).any():
         raise _Bad("dynamic_depth holds NaN or negative numbers")
     dynamic = np.isfinite(near) & (near > 0) & ((near < depth) | (depth == 0))
@@ -117,7 +118,7 @@ def _range(path: Path, numbers: ndarray, at: Nearest) -> Sidecar:
 
 
 def _pinhole(folder: Path, numbers: ndarray, at: Nearest) -> ndarray:
-    return np.stack([at(_checked(np.load(folder / f"{n:05d}.npy", allow_pickle=False), f"frame {n}")) for n in numbers])
+    return np.stack([at(_checked(load_npy(folder / f"{n:05d}.npy", video.MAX_PIXELS), f"frame {n}")) for n in numbers])
 
 
 def _checked(array: ndarray, name: str) -> ndarray:

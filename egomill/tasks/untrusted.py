@@ -1,57 +1,127 @@
-"""Files that others wrote: paths that must stay inside their folder, JSON that must be small, strict and say each thing once.
+"""Files that others wrote: paths that must stay inside their folder, files that must be files, JSON that must be small, strict and say each
+thing once, arrays that must be as large as they say and no larger than asked.
 
 Everything that a data set says of itself passes here first. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import math
 import os
+import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from egomill.schemas.outcome import Rejected
 
 MEGABYTE = 1 << 20
+FILE_LIMIT = 64 * 1024 * MEGABYTE  # of any one file: it is hashed, and a sparse one says any size for nothing
+_HEADER = 16384  # bytes
+JSON_LIMIT = 64 * MEGABYTE  # the poses of an hour are some 30 MB
 
 
 class Bad(Exception):
     """Something is wrong with the data: carries the rejection that a stage returns."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = detail.encode(errors="backslashreplace").decode()  # names on disk may be no Unicode, which no table can store
         super().__init__(f"{reason}: {detail}")
         self.rejected = Rejected(reason, detail)
 
 
+# -- paths and files -----------------------------------------------------------------------------------------------------
+
+
 def inside(root: Path, relative: Any) -> Path:
-    """The path below `root` that a data set names, symbolic links followed; the file need not exist. Bad(path_outside_root) otherwise."""
+    """The path below `root` that a data set names, symbolic links followed; the file need not exist. Bad(path_outside_root) otherwise,
+    Bad(file_unusable) where no file can have that name."""
     if not isinstance(relative, str) or not relative or "\0" in relative:
         raise Bad("path_outside_root", f"{str(relative)[:200]!r} is no path")
     path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4000:
+            raise Bad("file_unusable", f"{relative[:200]}...: too long a name")
+        leads_out = not path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link that leads to itself
+        raise Bad("file_unusable", f"{relative[:200]}: {_brief(error)}") from None
+    if leads_out:
         raise Bad("path_outside_root", relative[:200])
     return path
 
 
-def load_json(path: Path, reason: str, limit: int = 64 * MEGABYTE) -> Any:
-    """A JSON file's value. Bad(reason) where it is missing, larger than `limit` bytes, no JSON, names a key twice in one object, or holds
-    text that is no Unicode (half a surrogate pair, which no table can store)."""
+def regular(root: Path, relative: Any) -> Path:
+    """The path `inside` root of a file that is there, is one and may be read. Bad(file_unusable) otherwise: a pipe would be waited for."""
+    path = inside(root, relative)
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise Bad(reason, f"{path.name}: {size} bytes, more than {limit}")
-        data = path.read_bytes()
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"a {_kind(found.st_mode)}, not a file")
+        if found.st_size > FILE_LIMIT:
+            raise OSError(f"{found.st_size} bytes, more than {FILE_LIMIT}")
+        with opened(path):  # whether it may be read
+            pass
+    except OSError as error:
+        raise Bad("file_unusable", f"{relative}: {error.strerror or error}") from None
+    return path
+
+
+@contextmanager
+def opened(path: Path):
+    """A regular file, open for reading; never waits for a pipe's other end. Errors: OSError."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(f"a {_kind(mode)}, not a file")
+        yield file
+
+
+def stat_signature(root: Path, files: Iterable[str]) -> list[list]:
+    """[[relative path, bytes, mtime in ns], ...], sorted; a file that is not there counts as such. Cheap: no content is read."""
+    found = []
+    for name in sorted(files):
+        try:
+            at = os.stat(root / name)
+            found.append([name, at.st_size, at.st_mtime_ns])
+        except OSError:
+            found.append([name, -1, -1])
+    return found
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------------
+
+
+def load_json(path: Path, reason: str, limit: int = JSON_LIMIT) -> Any:
+    """A JSON file's value. Bad(reason) where it is missing, no file, larger than `limit` bytes, or not as `parse_json` wants it."""
+    try:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ValueError(f"{size} bytes, more than {limit}")
+            return parse_json(file.read(limit))
+    except (OSError, ValueError) as error:
+        raise Bad(reason, f"{path.name}: {_brief(error)}") from None
+
+
+def parse_json(data: bytes) -> Any:
+    """The value. ValueError where it is no JSON, is nested beyond reason, names a key twice in one object, or holds text that is no Unicode
+    (half a surrogate pair, which no table can store)."""
+    try:
         value = json.loads(data, object_pairs_hook=_once)
         if b"\\ud" in data.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise Bad(reason, f"{path.name}: {_brief(error)}") from None
+    except RecursionError as error:
+        raise ValueError(_brief(error)) from None
 
 
 def numbers(value: Any, shape: tuple[int, ...], what: str, reason: str) -> np.ndarray:
@@ -67,38 +137,83 @@ def numbers(value: Any, shape: tuple[int, ...], what: str, reason: str) -> np.nd
     return array
 
 
-def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a .npy file, without its data. ValueError or OSError where it is none; dtypes that need pickle are refused."""
-    with path.open("rb") as file:
-        shape, dtype = _header(file)
-        if path.stat().st_size != file.tell() + math.prod(shape) * dtype.itemsize:
-            raise ValueError("cut short, or longer than it says")
-    return shape, dtype
+# -- arrays --------------------------------------------------------------------------------------------------------------
 
 
-def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shapes and dtypes of an .npz file's arrays, without their data. ValueError or OSError where it is none."""
+class Header(NamedTuple):
+    """What an array says of itself, and where its data begin."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    by_column: bool
+    offset: int
+
+
+def npy_header(path: Path) -> Header:
+    """Of a .npy file, without its data. ValueError or OSError where it is none, needs pickle, or is not as large as it says."""
+    with opened(path) as file:
+        return _header(file, os.fstat(file.fileno()).st_size)
+
+
+def load_npy(path: Path, most: int) -> np.ndarray:
+    """A .npy file of at most `most` numbers. Errors as of `npy_header`."""
+    shape = npy_header(path).shape
+    if math.prod(shape) > most:
+        raise ValueError(f"{path.name}: {shape} is more than {most} numbers")
+    return np.load(path, allow_pickle=False)
+
+
+class Npz:
+    """An open .npz file. Opening it reads the headers of those of `names` that are in it (`heads`); `pictures` reads data.
+
+    Errors, here and there: ValueError or OSError.
+    """
+
+    def __init__(self, file: IO[bytes], names: Iterable[str]) -> None:
+        self.heads: dict[str, Header] = {}
+        with _archive_errors():
+            self.archive = zipfile.ZipFile(file)
+            for name in set(names) & {n.removesuffix(".npy") for n in self.archive.namelist()}:
+                with self.archive.open(f"{name}.npy") as entry:
+                    self.heads[name] = _header(entry, self.archive.getinfo(f"{name}.npy").file_size)
+
+    def pictures(self, name: str, wanted: Iterable[int], most: int) -> np.ndarray:
+        """The pictures `wanted` of an array [N, H, W], ascending, or the one of an array [H, W] as [1, H, W]; `most` pixels each at most.
+
+        One picture at a time is in memory beside those wanted. The rest is read past, so that the checksum of the whole is seen to hold.
+        """
+        shape, dtype, by_column, offset = self.heads[name]
+        count, *size = shape if len(shape) == 3 else (1, *shape)
+        if len(size) != 2 or math.prod(size) > most or by_column:
+            raise ValueError(f"{name}: {shape} is no row of pictures of at most {most} pixels")
+        found: dict[int, np.ndarray] = dict.fromkeys(wanted, np.empty(0))
+        if not all(0 <= number < count for number in found):
+            raise ValueError(f"{name}: pictures {min(found)}..{max(found)} asked of {count}")
+        length = math.prod(size) * dtype.itemsize
+        with _archive_errors(), self.archive.open(f"{name}.npy") as entry:
+            entry.read(offset)
+            for number in range(count):
+                data = entry.read(length)
+                if number in found:
+                    found[number] = np.frombuffer(data, dtype).reshape(size)
+            entry.read(1)
+        return np.stack([found[number] for number in sorted(found)])
+
+
+@contextmanager
+def npz(path: Path, *names: str):
+    """An `Npz` of a file."""
+    with opened(path) as file:
+        yield Npz(file, names)
+
+
+@contextmanager
+def _archive_errors():
+    """Whatever the standard library finds wrong with an archive (it has no one class for it) as ValueError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            found = {}
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    found[name.removesuffix(".npy")] = _header(file)
-            return found
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise ValueError(str(error)) from None
-
-
-def stat_signature(root: Path, files: Iterable[str]) -> list[list]:
-    """[[relative path, bytes, mtime in ns], ...], sorted; a file that is not there counts as such. Cheap: no content is read."""
-    found = []
-    for name in sorted(files):
-        try:
-            at = os.stat(root / name)
-            found.append([name, at.st_size, at.st_mtime_ns])
-        except OSError:
-            found.append([name, -1, -1])
-    return found
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, KeyError, struct.error) as error:
+        raise ValueError(_brief(error)) from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
@@ -109,13 +224,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict:
     return out
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+def _header(file: IO[bytes], size: int) -> Header:
+    """The header at the start of `size` bytes of .npy, whose data must fill the rest."""
+    start = io.BytesIO(file.read(_HEADER))  # a header may say that it goes on for gigabytes
+    try:
+        version = np.lib.format.read_magic(start)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_column, dtype = read(start)
+    except Exception as error:  # NumPy hands it to Python's own parser, which fails in many ways
+        raise ValueError(f"no header of an array: {_brief(error)}") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects")
-    return shape, dtype
+    if any(n < 0 for n in shape) or size != start.tell() + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{dtype} {shape} in {size} bytes: cut short, or longer than it says")
+    return Header(shape, dtype, by_column and len(shape) > 1, start.tell())
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    return kinds.get(stat.S_IFMT(mode), "special file")
 
 
 def _brief(error: Exception) -> str:

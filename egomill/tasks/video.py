@@ -26,8 +26,18 @@ Frames = Sequence[int] | np.ndarray  # frame numbers
 Rect = Sequence[int]  # left, top, width, height in px
 
 
+MAX_PIXELS = 4096 * 4096  # of a picture: the largest GoPro's, with room; whatever a file says, no more is allocated
+RATES = 1.0, 240.0  # frames a second
+STILL = 8  # grey levels by which one pixel in a thousand may differ in pictures of a stopped camera: compression (measured: to 5; in real
+# views, from one frame to the next already 23)
+
+
 class VideoError(Exception):
-    """A video that cannot be opened or decoded; stages turn it into Rejected("video_undecodable")."""
+    """A video that cannot be used; stages turn it into Rejected("video_undecodable"), ingest, which looks first, into its `reason`."""
+
+    def __init__(self, text: str, reason: str = "video_undecodable") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -41,22 +51,64 @@ class VideoInfo:
 def probe(path: Path | str) -> VideoInfo:
     """Size, rate and number of frames, by walking all packets: a file cut short says so here, whatever its header promises.
 
-    The first frame is decoded too. Errors: VideoError.
+    The first frame is decoded too. Errors: VideoError, also where frame i is not shown at i / rate or pictures are not shown as they are
+    stored: then numbers of frames mean other moments, and pixels other rays, than the rest believes.
     """
+    name = Path(path).name
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise VideoError(f"{name}: no such file")
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{name}: no video stream in it")
             stream = container.streams.video[0]
-            fps = stream.average_rate or stream.guessed_rate
-            frames = sum(1 for packet in container.demux(stream) if packet.size)
-            if not frames or not fps or stream.width < 1 or stream.height < 1:
-                raise VideoError(f"{Path(path).name}: no frames")
+            if stream.width * stream.height > MAX_PIXELS:
+                raise VideoError(f"{name}: {stream.width}x{stream.height} is more than {MAX_PIXELS} pixels", "video_too_large")
+            times = [None if p.is_discard or p.pts is None else float(p.pts * p.time_base) for p in container.demux(stream) if p.size]
+            frames = len(times)
+            if not frames or stream.width < 1 or stream.height < 1:
+                raise VideoError(f"{name}: no frames")
             if frames < stream.frames:  # decord fails on such a file at whatever frame
-                raise VideoError(f"{Path(path).name}: cut short, {frames} of {stream.frames} frames")
+                raise VideoError(f"{name}: cut short, {frames} of {stream.frames} frames")
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            wrong = _timing(times, fps)
+            if wrong:
+                raise VideoError(f"{name}: {wrong}", "video_timing")
             container.seek(0)
-            next(container.decode(stream))
-            return VideoInfo(stream.width, stream.height, float(fps), frames)
+            turned, aspect = next(container.decode(stream)).rotation, float(stream.sample_aspect_ratio or 1)
+            if turned or abs(aspect - 1) > 0.02:
+                raise VideoError(f"{name}: to be shown turned by {turned} degrees, {aspect:.3f} as wide", "video_geometry")
+            return VideoInfo(stream.width, stream.height, fps, frames)
     except (av.FFmpegError, IndexError, StopIteration, OSError) as error:
-        raise VideoError(f"{Path(path).name}: {error or type(error).__name__}") from error
+        raise VideoError(f"{name}: {error or type(error).__name__}") from error
+
+
+def _timing(seconds: list[float | None], fps: float) -> str:
+    """What is wrong with the times of frames, or ""."""
+    if not RATES[0] <= fps <= RATES[1]:
+        return f"{fps:.3g} frames a second"
+    times = sorted(t for t in seconds if t is not None)
+    if len(times) < len(seconds):
+        return f"{len(seconds) - len(times)} of {len(seconds)} frames are hidden or have no time"
+    if abs(times[0]) * fps > 1.5:
+        return f"the first frame is shown at {times[0]:.3f} s"
+    steps = np.diff(times) * fps
+    odd = np.flatnonzero(np.abs(steps - 1) > 0.5)
+    return f"frame {odd[0] + 1} comes {steps[odd[0]]:.2f} frames after the one before; {len(odd)} such in all" if len(odd) else ""
+
+
+def inspect(path: Path | str) -> VideoInfo:
+    """`probe`, and the first, middle and last frame as the stages will read them. Errors: VideoError, also where these are one picture."""
+    reader = Reader(path)
+    info = reader.info
+    if len(reader) != info.frames:
+        raise VideoError(f"{reader.name}: {info.frames} frames stored, {len(reader)} decodable")
+    frames = reader.read(sorted({0, info.frames // 2, info.frames - 1}))
+    if frames.shape[1:3] != (info.height, info.width):
+        raise VideoError(f"{reader.name}: {info.width}x{info.height} decodes to {frames.shape[2]}x{frames.shape[1]}", "video_geometry")
+    if len(frames) > 1 and np.percentile(np.ptp(frames, axis=0), 99.9) <= STILL:
+        raise VideoError(f"{reader.name}: the first, middle and last frame are one picture", "video_frozen")
+    return info
 
 
 class Reader:
@@ -64,7 +116,7 @@ class Reader:
 
     def __init__(self, path: Path | str) -> None:
         self.path, self.name = path, Path(path).name
-        probe(path)
+        self.info = probe(path)
         try:
             self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         except (decord.DECORDError, RuntimeError) as error:

@@ -116,7 +116,7 @@ def test_annotations_in_two_splits_are_no_guess(root):
     (root / "annotations" / "splits.json").unlink()
     poses = root / "annotations" / "ego_pose"
     shutil.copy(poses / "train/camera_pose/uid-0.json", poses / "test/camera_pose/uid-0.json")
-    assert rows(root)["uid-0"]["fault"] == ["take_unreadable", "annotated in test and train"]
+    assert rows(root)["uid-0"]["fault"] == ["split_invalid", "annotated in test and train"]
 
 
 def test_egox_examples(tmp_path):
