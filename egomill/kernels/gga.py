@@ -71,7 +71,8 @@ class Geometry:
         away = self.exo_points.float() - self.centres[:, frame, None, None, None].float()
         keys = normalize(away, dim=-1) * self.exo_valid[..., None]
         queries = (self.ego_rays[:, frame].float() * self.ego_valid[:, frame, ..., None]).flatten(1, 2)
-        return torch.einsum("bqc,bfhwc->bqfhw", queries, keys).clamp(-1, 1)
+        with torch.autocast(keys.device.type, enabled=False):
+            return torch.einsum("bqc,bfhwc->bqfhw", queries, keys).clamp(-1, 1)
 
     def tile(self, frame: int, dtype: torch.dtype) -> Tensor:
         """The logits' bias for the ego queries of one latent frame over all tokens: [B, 1, h·w_ego, N]."""
@@ -128,7 +129,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
     low, slope, offset = geometry.knee
 
     def part(ego: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        weight = queries @ keys.mT
+        with torch.autocast(ego.device.type, enabled=False):  # directions are single precision in any model
+            weight = queries @ keys.mT
         if slope < 1:
             weight = torch.maximum(weight, weight * slope + offset)
         bias = weight.clamp_(min=low).log_().flatten(1, 2)[:, None].to(ego.dtype)

@@ -9,11 +9,13 @@ including g; g gets no gradient. The product runs on the matrix units too: each 
 of two half-precision ones, and the four cross products of the two halves make 16 channels, the depth of one matrix instruction. That is
 exact to single precision for the λ that `fused_fits` lets in, whatever the precision of q, k and v.
 
-A program works on queries of one latent frame, whose keys' directions are one table; the tables of all frames are made at each call from
-the points, centres and rays (32 bytes a token and query frame) and are not kept for the backward pass. Products of single-precision
-inputs are not rounded to TF32. Block sizes are chosen by autotuning on the first call for a number of tokens; no GPU was at hand when the
-candidates were written down. On CPU the same code runs in Triton's interpreter (TRITON_INTERPRET=1), in single and half precision: the
-interpreter cannot multiply bfloat16.
+The keys' directions differ by query frame: a table of 32 bytes a token for each, made at every call from points, centres and rays, and
+not kept for the backward pass. A block of queries reads the table of its frame; one that lies across two frames reads both. Inputs in
+single precision are multiplied as three TF32 products each, which keeps nearly all of their digits.
+
+Block sizes are chosen by autotuning, at the first call for a number of tokens, among candidates that compile for compute capability 9.0
+with few or no registers spilled. None of it has been timed on a GPU. On CPU the same code runs in Triton's interpreter
+(TRITON_INTERPRET=1) in single and half precision; the interpreter cannot multiply bfloat16.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ from egomill.kernels.gga import Geometry
 def fused(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
     """[B, H, N, d] each, any strides -> ego rows [B, H, f·h·w_ego, d] in the order (f, h, w_ego), with the bias. Differentiable in q, k, v.
 
-    Geometry of batch 1 serves every batch. An opaque operator: torch.compile calls it and does not look inside.
+    Geometry of batch 1 serves every batch. An opaque operator: torch.compile calls it and does not look inside. Under autocast it takes the
+    lower precision, as the stock attention does.
     """
     g = geometry
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
     return torch.ops.egomill.gga(q, k, v, g.exo_points, g.exo_valid, g.ego_rays, g.ego_valid, g.centres, g.lambda_g, g.formula)[0]
 
 
@@ -59,7 +64,7 @@ def _gga(
     common, sizes = _common(q, geometry)
 
     def grid(meta):
-        return triton.cdiv(sizes["PER"], meta["BLOCK_M"]) * sizes["frames"], q.shape[0] * q.shape[1]
+        return triton.cdiv(out.shape[2], meta["BLOCK_M"]), q.shape[0] * q.shape[1]
 
     with _on(q):
         _forward[grid](q, k, v, *common, out, lse, *_strides(q, k, v, out), **sizes)
@@ -96,7 +101,7 @@ def _gga_backward(
     pairs = q.shape[0] * q.shape[1]
 
     def by_query(meta):
-        return triton.cdiv(sizes["PER"], meta["BLOCK_M"]) * sizes["frames"], pairs
+        return triton.cdiv(out.shape[2], meta["BLOCK_M"]), pairs
 
     def by_key(meta):
         return triton.cdiv(q.shape[2], meta["BLOCK_N"]), pairs
@@ -148,14 +153,14 @@ def _common(q: Tensor, geometry: Geometry) -> tuple[tuple, dict]:
         "scale": q.shape[-1] ** -0.5,
         "heads": q.shape[1],
         "tokens": q.shape[2],
-        "frames": f,
+        "FRAMES": f,
         "PER": h * w_ego,
         "W_EXO": w_exo,
         "W_EGO": w_ego,
         "D": q.shape[-1],
         "BLOCK_D": max(16, triton.next_power_of_2(q.shape[-1])),
         "BENDS": slope < 1,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
     }
     return (*tables, *steps), sizes
 
@@ -185,25 +190,26 @@ def _on(x: Tensor):
     return torch.cuda.device_of(x)
 
 
-# Kernels. Rows of a block past the end of its frame are loaded as zeros and their log-sum as infinity, which makes their weights zero.
-# Keys past the last token are kept out by a logit of -inf, in one block after the loop over the full ones.
+# Kernels. Ego rows are counted (f, h, w_ego). Rows of a block past the end are loaded as zeros and their log-sum as infinity, which makes
+# their weights zero. Keys past the last token are kept out by a logit of -inf, in one block after the loop over the full ones.
 
 
 def _configs(*candidates: tuple[int, int, int, int]) -> list[triton.Config]:
-    """(queries a block, keys a block, warps, stages); the interpreter takes the first."""
+    """(queries a block, keys a block, warps, stages). The interpreter has nothing to choose."""
     chosen = candidates[:1] if knobs.runtime.interpret else candidates
     return [triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=w, num_stages=s) for m, n, w, s in chosen]
 
 
+SINGLE = _configs((64, 32, 4, 1))
+
+
 def _fitting(configs: list[triton.Config], named: dict, **more) -> list[triton.Config]:
-    """Single precision takes twice the shared memory: the smaller blocks only."""
-    if named["q"].element_size() < 4 or knobs.runtime.interpret:
-        return configs
-    return [c for c in configs if c.kwargs["BLOCK_M"] * c.kwargs["BLOCK_N"] <= 64 * 64]
+    """Single precision is for comparing, and fits the shared memory in small blocks only."""
+    return SINGLE if named["q"].element_size() == 4 else configs
 
 
 def _tuned(*candidates: tuple[int, int, int, int]):
-    return triton.autotune(_configs(*candidates), key=["tokens", "D", "PER"], prune_configs_by={"early_config_prune": _fitting})
+    return triton.autotune(_configs(*candidates), key=["tokens", "FRAMES", "D"], prune_configs_by={"early_config_prune": _fitting})
 
 
 @triton.jit
@@ -226,9 +232,9 @@ def _keep(x, rows, step, inside, block, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _tokens_of(frame, row, PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr):
-    """Where the ego tokens of a frame, counted (h, w_ego), stand among all tokens."""
-    return frame * (PER // W_EGO * (W_EXO + W_EGO)) + row // W_EGO * (W_EXO + W_EGO) + W_EXO + row % W_EGO
+def _token(row, W_EXO: tl.constexpr, W_EGO: tl.constexpr):
+    """Where ego rows stand among all tokens."""
+    return row // W_EGO * (W_EXO + W_EGO) + W_EXO + row % W_EGO
 
 
 @triton.jit
@@ -239,126 +245,165 @@ def _weight(x, low, slope, offset, BENDS: tl.constexpr):
 
 
 @triton.jit
-def _forward_block(acc, total, top, q, qg, k, v, kg, k_step, v_step, start, tokens, scale, low, slope, offset,
-                   D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BENDS: tl.constexpr, PRECISION: tl.constexpr,
-                   WHOLE: tl.constexpr):  # fmt: skip
-    cols = start + tl.arange(0, BLOCK_N)
-    inside = cols < tokens
+def _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES: tl.constexpr, SPAN: tl.constexpr,
+            D: tl.constexpr, BLOCK_D: tl.constexpr, BENDS: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
+    """A block of keys, its logits in powers of two, and the weights, for queries of the SPAN frames from `first` on."""
     keys = _rows(k, cols, k_step, inside, D, BLOCK_D, WHOLE)
-    s = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    s = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * scale
     if not WHOLE:
         s = tl.where(inside[None, :], s, -float("inf"))
-    g = _weight(tl.dot(qg, tl.trans(_rows(kg, cols, 16, inside, 16, 16, WHOLE))), low, slope, offset, BENDS)
-    new = tl.maximum(top, tl.max(s, 1) * scale)
-    p = tl.exp2(s * scale - new[:, None]) * g
+    x = tl.dot(qg, tl.trans(_rows(kg + first.to(tl.int64) * tokens * 16, cols, 16, inside, 16, 16, WHOLE)))
+    for i in tl.static_range(1, SPAN):
+        table = kg + tl.minimum(first + i, FRAMES - 1).to(tl.int64) * tokens * 16
+        other = tl.dot(qg, tl.trans(_rows(table, cols, 16, inside, 16, 16, WHOLE)))
+        x = tl.where((frame == first + i)[:, None], other, x)
+    return keys, s, _weight(x, low, slope, offset, BENDS)
+
+
+@triton.jit
+def _forward_keys(q, qg, k, v, kg, frame, first, k_step, v_step, tokens, scale, low, slope, offset,
+                  FRAMES: tl.constexpr, SPAN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BENDS: tl.constexpr,
+                  PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    whole = tokens // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        acc, total, top = _forward_block(acc, total, top, q, qg, k, v, kg, frame, first, k_step, v_step, start, tokens, scale,
+                                         low, slope, offset, FRAMES, SPAN, D, BLOCK_D, BENDS, PRECISION, BLOCK_N, True)  # fmt: skip
+    if whole < tokens:
+        acc, total, top = _forward_block(acc, total, top, q, qg, k, v, kg, frame, first, k_step, v_step, whole, tokens, scale,
+                                         low, slope, offset, FRAMES, SPAN, D, BLOCK_D, BENDS, PRECISION, BLOCK_N, False)  # fmt: skip
+    return acc, total, top
+
+
+@triton.jit
+def _forward_block(acc, total, top, q, qg, k, v, kg, frame, first, k_step, v_step, start, tokens, scale, low, slope, offset,
+                   FRAMES: tl.constexpr, SPAN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BENDS: tl.constexpr,
+                   PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
+    cols = start + tl.arange(0, BLOCK_N)
+    inside = cols < tokens
+    _, s, g = _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES, SPAN,
+                      D, BLOCK_D, BENDS, PRECISION, WHOLE)  # fmt: skip
+    new = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - new[:, None]) * g
     shrink = tl.exp2(top - new)
     values = _rows(v, cols, v_step, inside, D, BLOCK_D, WHOLE)
     acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
     return acc, total * shrink + tl.sum(p, 1), new
 
 
-@_tuned((64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 4, 3), (128, 32, 4, 4), (64, 128, 4, 2), (64, 32, 4, 3))
+@_tuned((64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (128, 32, 4, 4), (64, 32, 4, 3))
 @triton.jit
 def _forward(q, k, v, qg, kg, qg_batch, kg_batch, out, lse,
              q_batch, q_head, q_step, k_batch, k_head, k_step, v_batch, v_head, v_step, o_batch, o_head, o_step,
-             low, slope, offset, scale, heads, tokens, frames,
-             PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BENDS: tl.constexpr,
-             PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    blocks = tl.cdiv(PER, BLOCK_M)
-    frame = tl.program_id(0) // blocks
-    row = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+             low, slope, offset, scale, heads, tokens,
+             FRAMES: tl.constexpr, PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+             BENDS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """A program per block of ego rows and per head. A block that lies in one frame reads one table of directions; the few that do not
+    read all that their rows need."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = row < FRAMES * PER
+    frame = row // PER
+    first = tl.program_id(0) * BLOCK_M // PER
+    last = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M - 1, FRAMES * PER - 1) // PER
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
-    inside = row < PER
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
-    kg += batch * kg_batch + frame.to(tl.int64) * tokens * 16
-    at = _tokens_of(frame, row, PER, W_EXO, W_EGO)
-    queries = _rows(q + batch * q_batch + head * q_head, at, q_step, inside, D, BLOCK_D, False)
-    looks = _rows(qg + batch * qg_batch, frame * PER + row, 16, inside, 16, 16, False)
+    kg += batch * kg_batch
+    queries = _rows(q + batch * q_batch + head * q_head, _token(row, W_EXO, W_EGO), q_step, inside, D, BLOCK_D, False)
+    looks = _rows(qg + batch * qg_batch, row, 16, inside, 16, 16, False)
 
     scale *= 1.4426950408889634
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    whole = tokens // BLOCK_N * BLOCK_N
-    for start in range(0, whole, BLOCK_N):
-        acc, total, top = _forward_block(acc, total, top, queries, looks, k, v, kg, k_step, v_step, start, tokens, scale, low, slope, offset,
-                                         D, BLOCK_D, BLOCK_N, BENDS, PRECISION, True)  # fmt: skip
-    if whole < tokens:
-        acc, total, top = _forward_block(acc, total, top, queries, looks, k, v, kg, k_step, v_step, whole, tokens, scale, low, slope, offset,
-                                         D, BLOCK_D, BLOCK_N, BENDS, PRECISION, False)  # fmt: skip
-    ego = frame * PER + row
-    _keep(out + batch * o_batch + head * o_head, ego, o_step, inside, acc / total[:, None], D, BLOCK_D)
-    tl.store(lse + tl.program_id(1).to(tl.int64) * frames * PER + ego, top + tl.log2(total), mask=inside)
+    if first == last:
+        acc, total, top = _forward_keys(queries, looks, k, v, kg, frame, first, k_step, v_step, tokens, scale, low, slope, offset,
+                                        FRAMES, 1, D, BLOCK_D, BENDS, PRECISION, BLOCK_M, BLOCK_N)  # fmt: skip
+    else:
+        acc, total, top = _forward_keys(queries, looks, k, v, kg, frame, first, k_step, v_step, tokens, scale, low, slope, offset,
+                                        FRAMES, min(FRAMES, (BLOCK_M - 2) // PER + 2), D, BLOCK_D, BENDS, PRECISION, BLOCK_M, BLOCK_N)  # fmt: skip
+    _keep(out + batch * o_batch + head * o_head, row, o_step, inside, acc / total[:, None], D, BLOCK_D)
+    tl.store(lse + tl.program_id(1).to(tl.int64) * FRAMES * PER + row, top + tl.log2(total), mask=inside)
 
 
 @triton.jit
-def _queries_block(dq, q, qg, grad, lse, delta, k, v, kg, k_step, v_step, start, tokens, scale, low, slope, offset,
-                   D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BENDS: tl.constexpr, PRECISION: tl.constexpr,
-                   WHOLE: tl.constexpr):  # fmt: skip
+def _queries_keys(q, qg, grad, lse, delta, k, v, kg, frame, first, k_step, v_step, tokens, scale, low, slope, offset,
+                  FRAMES: tl.constexpr, SPAN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BENDS: tl.constexpr,
+                  PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    whole = tokens // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        dq = _queries_block(dq, q, qg, grad, lse, delta, k, v, kg, frame, first, k_step, v_step, start, tokens, scale, low, slope, offset,
+                            FRAMES, SPAN, D, BLOCK_D, BENDS, PRECISION, BLOCK_N, True)  # fmt: skip
+    if whole < tokens:
+        dq = _queries_block(dq, q, qg, grad, lse, delta, k, v, kg, frame, first, k_step, v_step, whole, tokens, scale, low, slope, offset,
+                            FRAMES, SPAN, D, BLOCK_D, BENDS, PRECISION, BLOCK_N, False)  # fmt: skip
+    return dq
+
+
+@triton.jit
+def _queries_block(dq, q, qg, grad, lse, delta, k, v, kg, frame, first, k_step, v_step, start, tokens, scale, low, slope, offset,
+                   FRAMES: tl.constexpr, SPAN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BENDS: tl.constexpr,
+                   PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     cols = start + tl.arange(0, BLOCK_N)
     inside = cols < tokens
-    keys = _rows(k, cols, k_step, inside, D, BLOCK_D, WHOLE)
-    s = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-    if not WHOLE:
-        s = tl.where(inside[None, :], s, -float("inf"))
-    g = _weight(tl.dot(qg, tl.trans(_rows(kg, cols, 16, inside, 16, 16, WHOLE))), low, slope, offset, BENDS)
-    p = tl.exp2(s * scale - lse[:, None]) * g
+    keys, s, g = _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES, SPAN,
+                         D, BLOCK_D, BENDS, PRECISION, WHOLE)  # fmt: skip
+    p = tl.exp2(s - lse[:, None]) * g
     dp = tl.dot(grad, tl.trans(_rows(v, cols, v_step, inside, D, BLOCK_D, WHOLE)), input_precision=PRECISION)
     return tl.dot((p * (dp - delta[:, None])).to(keys.dtype), keys, dq, input_precision=PRECISION)
 
 
-@_tuned((64, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 3), (64, 128, 8, 2), (64, 32, 4, 3))
+@_tuned((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 32, 4, 3))
 @triton.jit
 def _backward_queries(q, k, v, qg, kg, qg_batch, kg_batch, out, grad, lse, delta, dq,
                       q_batch, q_head, q_step, k_batch, k_head, k_step, v_batch, v_head, v_step, o_batch, o_head, o_step,
-                      g_batch, g_head, g_step, dq_batch, dq_head, dq_step,
-                      low, slope, offset, scale, heads, tokens, frames,
-                      PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-                      BENDS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """Also writes delta = Σ out·grad of each query, which the other backward kernel reads."""
-    blocks = tl.cdiv(PER, BLOCK_M)
-    frame = tl.program_id(0) // blocks
-    row = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+                      g_batch, g_head, g_step, dq_batch, dq_head, dq_step, low, slope, offset, scale, heads, tokens,
+                      FRAMES: tl.constexpr, PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr, D: tl.constexpr,
+                      BLOCK_D: tl.constexpr, BENDS: tl.constexpr, PRECISION: tl.constexpr,
+                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """Programs as in the forward kernel. Also writes delta = Σ out·grad of each query, which the other backward kernel reads."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = row < FRAMES * PER
+    frame = row // PER
+    first = tl.program_id(0) * BLOCK_M // PER
+    last = tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M - 1, FRAMES * PER - 1) // PER
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
-    inside = row < PER
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
-    kg += batch * kg_batch + frame.to(tl.int64) * tokens * 16
-    at = _tokens_of(frame, row, PER, W_EXO, W_EGO)
-    ego = frame * PER + row
+    kg += batch * kg_batch
+    at = _token(row, W_EXO, W_EGO)
     queries = _rows(q + batch * q_batch + head * q_head, at, q_step, inside, D, BLOCK_D, False)
-    looks = _rows(qg + batch * qg_batch, ego, 16, inside, 16, 16, False)
-    grads = _rows(grad + batch * g_batch + head * g_head, ego, g_step, inside, D, BLOCK_D, False)
-    outs = _rows(out + batch * o_batch + head * o_head, ego, o_step, inside, D, BLOCK_D, False)
+    looks = _rows(qg + batch * qg_batch, row, 16, inside, 16, 16, False)
+    grads = _rows(grad + batch * g_batch + head * g_head, row, g_step, inside, D, BLOCK_D, False)
+    outs = _rows(out + batch * o_batch + head * o_head, row, o_step, inside, D, BLOCK_D, False)
     sums = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
-    one = tl.program_id(1).to(tl.int64) * frames * PER + ego
+    one = tl.program_id(1).to(tl.int64) * FRAMES * PER + row
     tl.store(delta + one, sums, mask=inside)
     total = tl.load(lse + one, mask=inside, other=float("inf"))
 
     log2_scale = scale * 1.4426950408889634
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    whole = tokens // BLOCK_N * BLOCK_N
-    for start in range(0, whole, BLOCK_N):
-        acc = _queries_block(acc, queries, looks, grads, total, sums, k, v, kg, k_step, v_step, start, tokens, log2_scale, low, slope, offset,
-                             D, BLOCK_D, BLOCK_N, BENDS, PRECISION, True)  # fmt: skip
-    if whole < tokens:
-        acc = _queries_block(acc, queries, looks, grads, total, sums, k, v, kg, k_step, v_step, whole, tokens, log2_scale, low, slope, offset,
-                             D, BLOCK_D, BLOCK_N, BENDS, PRECISION, False)  # fmt: skip
+    if first == last:
+        acc = _queries_keys(queries, looks, grads, total, sums, k, v, kg, frame, first, k_step, v_step, tokens, log2_scale,
+                            low, slope, offset, FRAMES, 1, D, BLOCK_D, BENDS, PRECISION, BLOCK_M, BLOCK_N)  # fmt: skip
+    else:
+        acc = _queries_keys(queries, looks, grads, total, sums, k, v, kg, frame, first, k_step, v_step, tokens, log2_scale,
+                            low, slope, offset, FRAMES, min(FRAMES, (BLOCK_M - 2) // PER + 2), D, BLOCK_D, BENDS, PRECISION,
+                            BLOCK_M, BLOCK_N)  # fmt: skip
     _keep(dq + batch * dq_batch + head * dq_head, at, dq_step, inside, acc * scale, D, BLOCK_D)
 
 
-@_tuned((64, 64, 4, 2), (64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 8, 3), (32, 128, 4, 2), (128, 64, 8, 2), (64, 64, 4, 3), (32, 64, 4, 3))
+@_tuned((64, 64, 4, 2), (64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 8, 3), (32, 64, 4, 3))
 @triton.jit
 def _backward_keys(q, k, v, qg, kg, qg_batch, kg_batch, grad, lse, delta, dk, dv,
                    q_batch, q_head, q_step, k_batch, k_head, k_step, v_batch, v_head, v_step, g_batch, g_head, g_step,
-                   dk_batch, dk_head, dk_step, dv_batch, dv_head, dv_step,
-                   low, slope, offset, scale, heads, tokens, frames,
-                   PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-                   BENDS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """Everything is transposed here, [keys, queries], so that no product's left side need be turned. Keys past the end are not kept."""
+                   dk_batch, dk_head, dk_step, dv_batch, dv_head, dv_step, low, slope, offset, scale, heads, tokens,
+                   FRAMES: tl.constexpr, PER: tl.constexpr, W_EXO: tl.constexpr, W_EGO: tl.constexpr, D: tl.constexpr,
+                   BLOCK_D: tl.constexpr, BENDS: tl.constexpr, PRECISION: tl.constexpr,
+                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """A program per block of keys and per head, over all ego rows, a block of one frame at a time. Everything is transposed here,
+    [keys, queries], so that no product's left side need be turned. Keys past the end are not kept."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = cols < tokens
     batch = (tl.program_id(1) // heads).to(tl.int64)
@@ -367,8 +412,8 @@ def _backward_keys(q, k, v, qg, kg, qg_batch, kg_batch, grad, lse, delta, dk, dv
     grad += batch * g_batch + head * g_head
     qg += batch * qg_batch
     kg += batch * kg_batch
-    lse += tl.program_id(1).to(tl.int64) * frames * PER
-    delta += tl.program_id(1).to(tl.int64) * frames * PER
+    lse += tl.program_id(1).to(tl.int64) * FRAMES * PER
+    delta += tl.program_id(1).to(tl.int64) * FRAMES * PER
     keys = _rows(k + batch * k_batch + head * k_head, cols, k_step, inside, D, BLOCK_D, False)
     values = _rows(v + batch * v_batch + head * v_head, cols, v_step, inside, D, BLOCK_D, False)
 
@@ -376,20 +421,20 @@ def _backward_keys(q, k, v, qg, kg, qg_batch, kg_batch, grad, lse, delta, dk, dv
     dkeys = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dvalues = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     blocks = tl.cdiv(PER, BLOCK_M)
-    for i in range(0, frames * blocks):
+    for i in range(0, FRAMES * blocks):
         frame = i // blocks
-        row = i % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-        real = row < PER
-        ego = frame * PER + row
-        queries = _rows(q, _tokens_of(frame, row, PER, W_EXO, W_EGO), q_step, real, D, BLOCK_D, False)
-        looks = _rows(qg, ego, 16, real, 16, 16, False)
-        table = _rows(kg + frame.to(tl.int64) * tokens * 16, cols, 16, inside, 16, 16, False)
-        total = tl.load(lse + ego, mask=real, other=float("inf"))
-        sums = tl.load(delta + ego, mask=real, other=0.0)
-        s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        within = i % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+        real = within < PER
+        row = frame * PER + within
+        queries = _rows(q, _token(row, W_EXO, W_EGO), q_step, real, D, BLOCK_D, False)
+        looks = _rows(qg, row, 16, real, 16, 16, False)
+        table = _rows(kg + tl.cast(frame, tl.int64) * tokens * 16, cols, 16, inside, 16, 16, False)
+        total = tl.load(lse + row, mask=real, other=float("inf"))
+        sums = tl.load(delta + row, mask=real, other=0.0)
+        s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * log2_scale
         g = _weight(tl.dot(table, tl.trans(looks)), low, slope, offset, BENDS)
-        p = tl.exp2(s * log2_scale - total[None, :]) * g
-        grads = _rows(grad, ego, g_step, real, D, BLOCK_D, False)
+        p = tl.exp2(s - total[None, :]) * g
+        grads = _rows(grad, row, g_step, real, D, BLOCK_D, False)
         dvalues = tl.dot(p.to(grads.dtype), grads, dvalues, input_precision=PRECISION)
         dp = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
         dkeys = tl.dot((p * (dp - sums[None, :])).to(queries.dtype), queries, dkeys, input_precision=PRECISION)
