@@ -165,6 +165,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, path: str | None
 
 
 def fused_fits(q: Tensor, geometry: Geometry) -> bool:
-    """Whether the fused kernel can take these queries: Triton installed, at most 128 channels a head, at most single precision, and a λ
-    that two half-precision numbers hold (see kernels/gga_triton.py)."""
-    return HAS_TRITON and q.shape[-1] <= 128 and q.dtype != torch.float64 and 0.01 <= geometry.lambda_g <= 1000
+    """Whether the fused kernel can take these queries: Triton installed, at most 128 channels a head, at most single precision, a λ that
+    two half-precision numbers hold (kernels/gga_triton.py), and places within a head that 31 bits count."""
+    small = q.shape[-1] <= 128 and q.shape[2] * q.stride(2) < 2**31
+    return HAS_TRITON and small and q.dtype != torch.float64 and 0.01 <= geometry.lambda_g <= 1000
