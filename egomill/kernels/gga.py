@@ -27,7 +27,8 @@ FLOOR = 1e-6
 PATHS = ("triton", "chunked", "dense")
 HAS_TRITON = find_spec("triton") is not None
 ROWS = 768  # the CPU kernel takes its largest blocks from this many queries on
-KEEP = 64 << 20  # bytes of bias that may wait for the backward pass; more is made again there
+KEEP = 128 << 20  # bytes of bias that may wait for the backward pass; more is made again there
+
 
 @dataclass(frozen=True)
 class Geometry:

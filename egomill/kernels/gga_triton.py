@@ -283,7 +283,7 @@ def _forward_block(acc, total, top, q, qg, k, v, kg, frame, first, k_step, v_ste
                    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     cols = start + tl.arange(0, BLOCK_N)
     inside = cols < tokens
-    _, s, g = _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES, SPAN,
+    _, s, g = _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES, SPAN,  # type: ignore[misc]
                       D, BLOCK_D, BENDS, PRECISION, WHOLE)  # fmt: skip
     new = tl.maximum(top, tl.max(s, 1))
     p = tl.exp2(s - new[:, None]) * g
@@ -321,7 +321,8 @@ def _forward(q, k, v, qg, kg, qg_batch, kg_batch, out, lse,
                                         FRAMES, 1, D, BLOCK_D, BENDS, PRECISION, BLOCK_M, BLOCK_N)  # fmt: skip
     else:
         acc, total, top = _forward_keys(queries, looks, k, v, kg, frame, first, k_step, v_step, tokens, scale, low, slope, offset,
-                                        FRAMES, min(FRAMES, (BLOCK_M - 2) // PER + 2), D, BLOCK_D, BENDS, PRECISION, BLOCK_M, BLOCK_N)  # fmt: skip
+                                        FRAMES, min(FRAMES, (BLOCK_M - 2) // PER + 2), D, BLOCK_D, BENDS, PRECISION,
+                                        BLOCK_M, BLOCK_N)  # fmt: skip
     _keep(out + batch * o_batch + head * o_head, row, o_step, inside, acc / total[:, None], D, BLOCK_D)
     tl.store(lse + tl.program_id(1).to(tl.int64) * FRAMES * PER + row, top + tl.log2(total), mask=inside)
 
@@ -347,7 +348,7 @@ def _queries_block(dq, q, qg, grad, lse, delta, k, v, kg, frame, first, k_step, 
                    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     cols = start + tl.arange(0, BLOCK_N)
     inside = cols < tokens
-    keys, s, g = _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES, SPAN,
+    keys, s, g = _biased(q, k, qg, kg, frame, first, k_step, cols, inside, tokens, scale, low, slope, offset, FRAMES, SPAN,  # type: ignore[misc]
                          D, BLOCK_D, BENDS, PRECISION, WHOLE)  # fmt: skip
     p = tl.exp2(s - lse[:, None]) * g
     dp = tl.dot(grad, tl.trans(_rows(v, cols, v_step, inside, D, BLOCK_D, WHOLE)), input_precision=PRECISION)
@@ -421,7 +422,7 @@ def _backward_keys(q, k, v, qg, kg, qg_batch, kg_batch, grad, lse, delta, dk, dv
     dkeys = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dvalues = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     blocks = tl.cdiv(PER, BLOCK_M)
-    for i in range(0, FRAMES * blocks):
+    for i in range(FRAMES * blocks):
         frame = i // blocks
         within = i % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
         real = within < PER

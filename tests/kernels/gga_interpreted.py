@@ -1,6 +1,5 @@
-"""The fused kernel in Triton's interpreter against the dense reference. Run by test_gga_triton.py in a process of its own, since Triton must
-be told before it is imported; by hand: TRITON_INTERPRET=1 pytest tests/kernels/gga_interpreted.py. Blocks are 64 x 64 in half precision
-and 64 x 32 in single precision there.
+"""The fused kernel in Triton's interpreter against the dense reference. Run by test_gga_triton.py in a process of its own, because Triton
+must be told before it is imported; by hand: TRITON_INTERPRET=1 pytest tests/kernels/gga_interpreted.py. A block is 64 queries by 64 keys.
 """
 
 from __future__ import annotations

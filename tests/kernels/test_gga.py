@@ -91,7 +91,7 @@ def test_the_path_is_chosen_in_one_place(monkeypatch):
     torch.testing.assert_close(attend(q, k, v, geo), chunked(q, k, v, geo), atol=0, rtol=0)
     with pytest.raises(ValueError, match="one of triton, chunked, dense"):
         attend(q, k, v, geo, "flex")
-    with pytest.raises(ValueError, match="fused kernel cannot take torch.float64"):
+    with pytest.raises(ValueError, match=r"fused kernel cannot take torch\.float64"):
         attend(q, k, v, geo, "triton")
     q = q.detach().float()
     assert gga.fused_fits(q, geo) == gga.HAS_TRITON

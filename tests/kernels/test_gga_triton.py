@@ -1,4 +1,4 @@
-"""The fused kernel: proven in Triton's interpreter, compiled for the GPU that it was written for (which needs none), and run where one is."""
+"""The fused kernel: proven in Triton's interpreter, compiled for the GPU it was written for (which needs none), and run where one is."""
 
 from __future__ import annotations
 
