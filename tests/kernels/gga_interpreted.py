@@ -51,3 +51,21 @@ def test_compiled():
     torch.testing.assert_close(got, wanted, atol=0, rtol=0)
     for found, reference in zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, wanted)), strict=True):
         torch.testing.assert_close(found, reference, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_through_the_whole_model(checkpointing):
+    from egomill.models.attention import install_gga
+    from tests.models.test_attention import gathered, inputs, tiny
+
+    found = []
+    for path in ("dense", "triton"):
+        model = tiny().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        state = install_gga(model)
+        state.geometry, state.path = geometry(lambda_g=2.0), path
+        output = model(**inputs()).sample
+        output.square().mean().backward()
+        found.append((output, gathered(model)))
+    torch.testing.assert_close(found[1], found[0], atol=2e-6, rtol=1e-4)
