@@ -3,20 +3,31 @@
     s'_mn = s_mn + log((1 + cos(q_m, k_n)) λ)        eq. 4-5, for ego queries m and exo keys n; every other pair is untouched
 
 Directions are unit vectors from the ego centre of the *query's* latent frame, so exo keys have other directions for every query frame.
-The bias is rank three a query frame, and is never stored: `chunked` builds one frame's tile at a time (exact, differentiable, any device),
-`dense` builds the whole N×N matrix and is the reference that the rest is tested against. Tokens lie in the order (f, h, w) with the exo
-columns left of the ego columns; tensors are [batch, heads, tokens, channels].
+Before the log the bias is a product of four-vectors (`Geometry.factors`), so it is never stored. Three paths agree:
+
+    triton     one fused kernel, forward and backward (kernels/gga_triton.py): what a GPU takes
+    chunked    stock attention over some query frames at a time, their bias made on the fly: exact, differentiable, any device
+    dense      one attention with the whole N×N bias: the reference that the other two are tested against
+
+`attend` is where the path is chosen. Tokens lie in the order (f, h, w) with the exo columns left of the ego columns; tensors are
+[batch, heads, tokens, channels]. FlexAttention is left out: on CPU it cannot run backward, and on a GPU the fused kernel does its work.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 FLOOR = 1e-6
+PATHS = ("triton", "chunked", "dense")
+HAS_TRITON = find_spec("triton") is not None
+ROWS = 768  # the CPU kernel takes its largest blocks from this many queries on
+KEEP = 128 << 20  # bytes of bias that may wait for the backward pass; more is made again there
 
 
 @dataclass(frozen=True)
@@ -61,13 +72,35 @@ class Geometry:
         away = self.exo_points.float() - self.centres[:, frame, None, None, None].float()
         keys = normalize(away, dim=-1) * self.exo_valid[..., None]
         queries = (self.ego_rays[:, frame].float() * self.ego_valid[:, frame, ..., None]).flatten(1, 2)
-        return torch.einsum("bqc,bfhwc->bqfhw", queries, keys).clamp(-1, 1)
+        with torch.autocast(keys.device.type, enabled=False):
+            return torch.einsum("bqc,bfhwc->bqfhw", queries, keys).clamp(-1, 1)
 
     def tile(self, frame: int, dtype: torch.dtype) -> Tensor:
         """The logits' bias for the ego queries of one latent frame over all tokens: [B, 1, h·w_ego, N]."""
         _f, _h, _w_exo, w_ego = self.layout
         bias = log_weight(self.cosines(frame), self.lambda_g, self.formula)
         return torch.nn.functional.pad(bias, (0, w_ego)).flatten(2)[:, None].to(dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Ego queries [B, f, h·w_ego, 4] and, for each query frame, all tokens as keys [B, f, N, 4], float32. Their product is
+        λ(1 + cos) ("paper") or 1 + 1e-6 + λ cos ("egox-released") for exo keys and 1 for ego keys; `knee` makes it the weight exp(bias).
+        """
+        away = self.exo_points[:, None].float() - self.centres[:, :, None, None, None].float()
+        exo = self.lambda_g * normalize(away, dim=-1) * self.exo_valid[:, None, ..., None]
+        resting = self.lambda_g if self.formula == "paper" else 1 + FLOOR
+        exo = torch.nn.functional.pad(exo, (0, 1), value=resting)
+        ego = exo.new_tensor((0, 0, 0, 1)).expand(*exo.shape[:4], self.ego_rays.shape[3], 4)
+        queries = torch.nn.functional.pad(self.ego_rays.float() * self.ego_valid[..., None], (0, 1), value=1)
+        return queries.flatten(2, 3), torch.cat((exo, ego), dim=4).flatten(2, 4)
+
+    @property
+    def knee(self) -> tuple[float, float, float]:
+        """(low, slope, offset): the weight is max(x, slope·x + offset, low) of the factors' product x. Only the released formula with
+        λ > 1 bends, where it leaves negative cosines unscaled."""
+        if self.formula == "paper":
+            return self.lambda_g * FLOOR, 1.0, 0.0
+        slope = min(1.0, 1 / self.lambda_g)
+        return FLOOR, slope, (1 + FLOOR) * (1 - slope)
 
 
 def log_weight(cosine: Tensor, lambda_g: float, formula: str = "paper") -> Tensor:
@@ -88,10 +121,52 @@ def dense(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
-    """The same for the ego queries only, a latent frame at a time: [B, H, N, d] -> [B, H, f·h·w_ego, d] in the order (f, h, w_ego)."""
+    """The same for the ego queries only, some latent frames at a time: [B, H, N, d] -> [B, H, f·h·w_ego, d] in the order (f, h, w_ego).
+    Holds one tile of a frame, or of about `ROWS` queries, over all tokens; the backward pass makes the tiles anew where they are many.
+    """
     f, h, w_exo, w_ego = geometry.layout
-    ego = q.unflatten(2, (f, h, w_exo + w_ego))[:, :, :, :, w_exo:]
-    rows = [
-        scaled_dot_product_attention(ego[:, :, frame].flatten(2, 3), k, v, attn_mask=geometry.tile(frame, q.dtype)) for frame in range(f)
-    ]
+    ego = q.unflatten(2, (f, h, w_exo + w_ego))[:, :, :, :, w_exo:].flatten(3, 4)
+    queries, keys = geometry.factors()
+    low, slope, offset = geometry.knee
+
+    def part(ego: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        with torch.autocast(ego.device.type, enabled=False):  # directions are single precision in any model
+            weight = queries @ keys.mT
+        if slope < 1:
+            weight = torch.maximum(weight, weight * slope + offset)
+        bias = weight.clamp_(min=low).log_().flatten(1, 2)[:, None].to(ego.dtype)
+        return scaled_dot_product_attention(ego.flatten(2, 3), k, v, attn_mask=bias)
+
+    again = torch.is_grad_enabled() and queries.shape[0] * f * h * w_ego * q.shape[2] * q.element_size() > KEEP
+    parts = max(1, min(f, f * h * w_ego // ROWS))
+    rows = []
+    for i in range(parts):
+        some = slice(f * i // parts, f * (i + 1) // parts)
+        inputs = ego[:, :, some], k, v, queries[:, some], keys[:, some]
+        rows.append(checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False) if again else part(*inputs))
     return torch.cat(rows, dim=2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, path: str | None = None) -> Tensor:
+    """Attention of the ego queries over all keys, with the bias: [B, H, N, d] -> [B, H, f·h·w_ego, d]. Without a `path` the fused kernel
+    where it can run (`fused_fits`), else chunked; a path asked for by name is taken or refused."""
+    path = path or ("triton" if q.is_cuda and fused_fits(q, geometry) else "chunked")
+    if path == "triton":
+        if not fused_fits(q, geometry):
+            raise ValueError(f"the fused kernel cannot take {q.dtype} with {q.shape[-1]} channels a head and lambda {geometry.lambda_g}")
+        from egomill.kernels.gga_triton import fused
+
+        return fused(q, k, v, geometry)
+    if path == "chunked":
+        return chunked(q, k, v, geometry)
+    if path == "dense":
+        f, h, w_exo, w_ego = geometry.layout
+        return dense(q, k, v, geometry).unflatten(2, (f, h, w_exo + w_ego))[:, :, :, :, w_exo:].flatten(2, 4)
+    raise ValueError(f"path {path!r}: one of {', '.join(PATHS)}")
+
+
+def fused_fits(q: Tensor, geometry: Geometry) -> bool:
+    """Whether the fused kernel can take these queries: Triton installed, at most 128 channels a head, at most single precision, a λ that
+    two half-precision numbers hold (kernels/gga_triton.py), and places within a head that 31 bits count."""
+    small = q.shape[-1] <= 128 and q.shape[2] * q.stride(2) < 2**31
+    return HAS_TRITON and small and q.dtype != torch.float64 and 0.01 <= geometry.lambda_g <= 1000

@@ -19,9 +19,11 @@ from egomill.kernels import gga
 
 @dataclass
 class GGAState:
-    """Shared by all self-attention layers of one transformer: the geometry of the batch at hand, or None for plain attention."""
+    """Shared by all self-attention layers of one transformer: the geometry of the batch at hand, or None for plain attention; and the path
+    of `gga.attend` to take, or None for the fastest that runs here."""
 
     geometry: gga.Geometry | None = None
+    path: str | None = None
 
 
 class GGAProcessor(WanAttnProcessor):
@@ -54,7 +56,7 @@ class GGAProcessor(WanAttnProcessor):
         grid = q.unflatten(1, (f, h, w_exo + w_ego))
         exo_queries = grid[:, :, :, :w_exo].flatten(1, 3)
         exo = dispatch_attention_fn(exo_queries, k, v, backend=self._attention_backend)
-        ego = gga.chunked(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), geometry).transpose(1, 2)
+        ego = gga.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), geometry, self.state.path).transpose(1, 2)
         exo, ego = exo.unflatten(1, (f, h, w_exo)), ego.unflatten(1, (f, h, w_ego))
         mixed = torch.cat((exo, ego), dim=3).flatten(1, 3).flatten(2, 3).type_as(q)
         return attn.to_out[1](attn.to_out[0](mixed))
