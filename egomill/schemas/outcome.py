@@ -20,6 +20,7 @@ REASONS = {
     "pose_gaps": "ego poses are missing, null or not finite beyond what may be interpolated",
     "pose_jumps": "the ego pose leaps between frames",
     "poses_disagree": "there are more poses than frames, or far fewer",
+    "forgotten": "the take was withdrawn with `egomill forget`",
     "depth_sidecar_invalid": "the depth files on disk are of a wrong shape, kind or number",
     # clips
     "too_short": "the take has no window of the recipe's length",

@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from egomill.schemas.config import Resources
-from egomill.schemas.fingerprint import code_of, digest
+from egomill.schemas.fingerprint import code_parts, content_of, digest
 from egomill.schemas.outcome import Rejected, Report, StageFailed
-from egomill.schemas.tables import KEYS, TABLES
+from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
+from egomill.tasks import recipes
 from egomill.tasks.lake import Lake, one_of
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,20 @@ class Stage:
         made_by = self.worker.func if isinstance(self.worker, functools.partial) else self.worker
         return made_by.__module__
 
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """What makes every row of the stage: settings, code, weights, the shape of the table."""
+        made = {"stage": self.name, "config": self.config, "code": code_parts(self.module), "weights": self.weights}
+        made |= {"columns": str(TABLES[self.name]), "constants": self.constants}
+        return json.loads(json.dumps(made))  # tuples as lists, as the lake gives them back
+
+    @functools.cached_property
+    def recipe(self) -> str:
+        return digest(self.parts)
+
     def fingerprint(self, inputs: list[str]) -> str:
-        """What makes one row: settings, code, weights, the shape of the table, and the fingerprints of what the row is made from."""
-        return digest(self.name, self.config, code_of(self.module), self.weights, str(TABLES[self.name]), self.constants, inputs)
+        """What makes one row: the recipe, and the contents of what the row is made from."""
+        return digest(self.recipe, inputs)
 
 
 @dataclass(frozen=True)
@@ -85,24 +97,15 @@ def run(
     """
     started = time.monotonic()
     versions = {table: lake.version(table) for table in stage.reads}
-    wanted, missing, retired = _inputs(stage, lake, versions, keys, items)
-    have = _state(stage, lake)
-    past = {row["key"]: row for row in lake.read("failures", where=f"stage = '{stage.id}'").to_pylist()}
+    now = survey(stage, lake, versions, resources.attempts, keys, items)
+    wanted, missing, have, past, done, pending = now.wanted, now.missing, now.have, now.past, now.done, now.pending
 
     report = Report(stage.id, inputs=len(wanted))
-    pending: list[str] = []
-    done: dict[str, str] = {}  # key -> outputs, rejected or failed
-    for key, fingerprint in wanted.items():
-        before = past.get(key)
-        if have.get(key) == fingerprint:
-            done[key] = "outputs"
-        elif before and before["fingerprint"] == fingerprint and _final(before, resources.attempts):
-            done[key] = before["status"]
-            report.reasons[before["reason"]] += 1
-        else:
-            pending.append(key)
+    report.reasons.update(past[key]["reason"] for key, status in done.items() if status != "outputs")
+    if pending:
+        recipes.record(lake, stage.parts)
 
-    gone = [key for key in have if key in retired]
+    gone = [key for key in have if key in now.retired]
     if gone:
         lake.commit(stage.name, None, replace=_among(stage, gone), properties={"run_id": run_id, "retired": str(len(gone))})
         report.retired = len(gone)
@@ -115,12 +118,12 @@ def run(
     if ready:
         by_item = {item.key: item for item in items or []}
         shards = [ready[i : i + resources.shard] for i in range(0, len(ready), resources.shard)]
-        jobs = [_Job(chunk, [wanted[k] for k in chunk], [by_item[k].row for k in chunk] if items is not None else None) for chunk in shards]
+        jobs = [_Job(c, [now.inputs[k] for k in c], [by_item[k].row for k in c] if items is not None else None) for c in shards]
         results = _chain(results, _on_ray(stage, lake, run_id, versions, jobs, resources))
 
     seen = 0
     for fragments, outcomes in results:
-        _record(stage, lake, run_id, fragments, outcomes, wanted, have, past)
+        _record(stage, lake, run_id, fragments, outcomes, now)
         for outcome in outcomes:
             done[outcome["key"]] = outcome["status"]
             if outcome["status"] == "outputs":
@@ -142,28 +145,67 @@ def run(
 @dataclass(frozen=True)
 class _Job:
     keys: list[str]
-    fingerprints: list[str]
+    inputs: list[list[str]]
     rows: list[dict] | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How a stage's table stands to what it ought to be. Keys are those of the inputs."""
+
+    inputs: dict[str, list[str]]  # contents of what each row is to be made from
+    wanted: dict[str, str]  # the fingerprints that this gives
+    missing: dict[str, str]  # tables upstream that have no row for the key
+    retired: set[str]  # keys in the made table without any input
+    have: dict[str, str]  # fingerprints in the made table
+    past: dict[str, dict]  # rows of failures
+    done: dict[str, str]  # outputs, rejected or failed: what needs no work
+    pending: list[str]
+
+
+def survey(
+    stage: Stage,
+    lake: Lake,
+    versions: dict[str, int],
+    attempts: int,
+    keys: Iterable[str] | None = None,
+    items: list[Item] | None = None,
+) -> Survey:
+    """Three questions to the tables: what goes in, what is there already, what has failed before."""
+    inputs, missing, retired = _inputs(stage, lake, versions, keys, items)
+    have = _state(stage, lake)
+    past = {row["key"]: row for row in lake.read("failures", where=f"stage = '{stage.id}'").to_pylist()}
+    wanted = {key: stage.fingerprint(made_from) for key, made_from in inputs.items()}
+    pending: list[str] = []
+    done: dict[str, str] = {}
+    for key, fingerprint in wanted.items():
+        before = past.get(key)
+        if have.get(key) == fingerprint:
+            done[key] = "outputs"
+        elif before and before["fingerprint"] == fingerprint and _final(before, attempts):
+            done[key] = before["status"]
+        else:
+            pending.append(key)
+    return Survey(inputs, wanted, missing, retired, have, past, done, pending)
 
 
 def _inputs(
     stage: Stage, lake: Lake, versions: dict[str, int], keys: Iterable[str] | None, items: list[Item] | None
-) -> tuple[dict[str, str], dict[str, str], set[str]]:
-    """Fingerprints that the rows ought to have; what is missing upstream, by key; keys in the made table without any input."""
+) -> tuple[dict[str, list[str]], dict[str, str], set[str]]:
+    """Contents that the rows are made from; what is missing upstream, by key; keys in the made table without any input."""
     if items is not None:
-        return {item.key: stage.fingerprint([item.digest]) for item in items}, {}, set()
+        return {item.key: [item.digest] for item in items}, {}, set()
     states = {}
     for i, (table, version) in enumerate(versions.items()):
-        made_from = "content" if table == "takes" else "fingerprint"
-        state = lake.read(table, [KEYS[table][0], made_from], stage.where if i == 0 else None, version)
+        state = lake.read(table, [KEYS[table][0], "content"], stage.where if i == 0 else None, version)
         states[table] = dict(zip(state[0].to_pylist(), state[1].to_pylist(), strict=True))
     first, *others = states
     every = states[first]
     chosen = every if keys is None else {k: every[k] for k in keys if k in every}
-    wanted = {k: stage.fingerprint([fp, *(states[t].get(k, "") for t in others)]) for k, fp in chosen.items()}
+    inputs = {k: [content, *(states[t].get(k, "") for t in others)] for k, content in chosen.items()}
     missing = {k: ", ".join(t for t in others if k not in states[t]) for k in chosen if any(k not in states[t] for t in others)}
     made = lake.read(stage.name, [stage.parent], _constants(stage))[0].to_pylist()
-    return wanted, missing, set(made) - set(every)
+    return inputs, missing, set(made) - set(every)
 
 
 def _state(stage: Stage, lake: Lake) -> dict[str, str]:
@@ -189,11 +231,10 @@ def _chain(*iterators: Iterator) -> Iterator:
         yield from iterator
 
 
-def _record(
-    stage: Stage, lake: Lake, run_id: str, fragments: str | None, outcomes: list[dict], wanted: dict, have: dict, past: dict
-) -> None:
+def _record(stage: Stage, lake: Lake, run_id: str, fragments: str | None, outcomes: list[dict], now: Survey) -> None:
     """Make one shard visible: its rows first, then its failures. A crash between the two costs a recomputation of the failures."""
-    stale = [o["key"] for o in outcomes if o["key"] in have]
+    wanted, past = now.wanted, now.past
+    stale = [o["key"] for o in outcomes if o["key"] in now.have]
     counts = {status: str(sum(o["status"] == status for o in outcomes)) for status in ("outputs", "rejected", "failed")}
     replace = _among(stage, stale) if stale else ""
     lake.commit(stage.name, fragments, replace, {"run_id": run_id, "stage": stage.id, **counts})
@@ -204,7 +245,8 @@ def _record(
         before = past.get(o["key"])
         again = before is not None and before["fingerprint"] == wanted[o["key"]]
         attempt = before["attempt"] + 1 if before is not None and again else 1
-        rows.append({**o, "stage": stage.id, "fingerprint": wanted[o["key"]], "run_id": run_id, "attempt": attempt, "at": at})
+        made = {"fingerprint": wanted[o["key"]], "recipe": stage.recipe, "inputs": now.inputs[o["key"]], "run_id": run_id}
+        rows.append({**o, **made, "stage": stage.id, "attempt": attempt, "at": at})
     lake.upsert("failures", rows)
     healed = [o["key"] for o in outcomes if o["status"] == "outputs" and o["key"] in past]
     if healed:
@@ -229,9 +271,11 @@ class _Actor:
     def work(self, job: _Job) -> tuple[str | None, list[dict]]:
         made: list[dict] = []
         outcomes: list[dict] = []
-        for key, fingerprint, row in zip(job.keys, job.fingerprints, job.rows or self._read(job.keys), strict=True):
+        given = job.rows or read_rows(self.stage, self.lake, self.versions, job.keys)
+        for key, inputs, row in zip(job.keys, job.inputs, given, strict=True):
             try:
                 result = self.worker(row)
+                rows = [] if isinstance(result, Rejected) else finished(self.stage, key, result)
             except Exception as error:
                 detail = "".join(traceback.format_exception(error))[-8000:]
                 outcomes.append({"key": key, "status": "failed", "reason": type(error).__name__, "detail": detail})
@@ -239,19 +283,28 @@ class _Actor:
             if isinstance(result, Rejected):
                 outcomes.append({"key": key, "status": "rejected", "reason": result.reason, "detail": result.detail[:8000]})
                 continue
-            rows = result if isinstance(result, list) else [{self.stage.parent: key, **result}]
-            made += [{**r, **self.stage.constants, "fingerprint": fingerprint, "run_id": self.run_id} for r in rows]
+            label = {"fingerprint": self.stage.fingerprint(inputs), "recipe": self.stage.recipe, "inputs": inputs, "run_id": self.run_id}
+            made += [{**r, **label} for r in rows]
             outcomes.append({"key": key, "status": "outputs"})
         return (self.lake.write_fragments(self.stage.name, made) if made else None), outcomes
 
-    def _read(self, keys: list[str]) -> list[dict]:
-        rows: dict[str, dict] = {key: {} for key in keys}
-        for i, (table, columns) in enumerate(self.stage.reads.items()):
-            key_column = KEYS[table][0]
-            where = self.stage.where if i == 0 else ""
-            for row in self.lake.rows(table, keys, [*dict.fromkeys((key_column, *columns))], self.versions[table], where):
-                rows[row[key_column]][table] = row
-        return [rows[key] for key in keys]
+
+def read_rows(stage: Stage, lake: Lake, versions: dict[str, int], keys: list[str]) -> list[dict]:
+    """What the worker gets for each key: {table: {column: value}}."""
+    rows: dict[str, dict] = {key: {} for key in keys}
+    for i, (table, columns) in enumerate(stage.reads.items()):
+        key_column = KEYS[table][0]
+        where = stage.where if i == 0 else ""
+        for row in lake.rows(table, keys, [*dict.fromkeys((key_column, *columns))], versions[table], where):
+            rows[row[key_column]][table] = row
+    return [rows[key] for key in keys]
+
+
+def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:
+    """A worker's answer as rows of the stage's table, with their content: its own word for it, or the digest of all values."""
+    rows = result if isinstance(result, list) else [{stage.parent: key, **result}]
+    stored = as_stored(stage.name, [{**r, **stage.constants} for r in rows])
+    return [{**r, "content": r["content"] or content_of(r, NO_CONTENT)} for r in stored]
 
 
 def _on_ray(

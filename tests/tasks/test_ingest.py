@@ -14,7 +14,7 @@ from tiny_release import DISTORTION, EXO, FPS, FRAMES, K_EXO, change, exo_pose, 
 from egomill.kernels.cameras import Camera, exo_from_annotation
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import TABLES
+from egomill.schemas.tables import MADE, TABLES
 from egomill.schemas.tensors import unpack
 from egomill.tasks import ingest, video
 from egomill.tasks.sources import discover
@@ -46,7 +46,7 @@ def taken(root, *settings):
 def test_a_sound_take(root):
     take = taken(root)
     assert isinstance(take, dict)
-    assert set(take) == {f.name for f in TABLES["takes"]} - {"fingerprint", "run_id"}
+    assert set(take) == {f.name for f in TABLES["takes"]} - {*MADE} | {"content"}
     assert (take["frames"], take["fps"], take["split"], take["lens_source"]) == (FRAMES, FPS, "train", "calibration file")
     T = unpack(take["T_world_ego"])
     assert T.shape == (FRAMES, 4, 4)
