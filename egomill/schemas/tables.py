@@ -150,6 +150,7 @@ TABLES: dict[str, pa.Schema] = {
         "recipe",  # digest of the parts below
         stage=_S,
         created=_TIME,
+        reads=_S,  # JSON [tables], in the order of the rows' `inputs`
         config=_S,  # JSON
         code=_S,  # JSON {module: hash of its syntax tree}
         weights=_S,

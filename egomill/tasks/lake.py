@@ -157,11 +157,10 @@ class Lake:
     def versions(self, table: str) -> list[int]:
         return [v["version"] for v in self.open(table).versions()]
 
-    def holds(self, table: str, column: str, values: Iterable[Any], version: int | None = None) -> set[str]:
-        """Which of the values the files of a version hold in a column, rows included that were deleted there but still lie on disk."""
-        scan = self.open(table, version).scanner(
-            [column], filter=one_of(column, values), with_row_id=True, include_deleted_rows=True, use_scalar_index=False
-        )
+    def held(self, table: str, column: str, where: str, version: int | None = None) -> set[str]:
+        """Values of a column in the files of a version, rows included that were deleted there but still lie on disk."""
+        options: dict[str, Any] = {"with_row_id": True, "include_deleted_rows": True, "use_scalar_index": False}
+        scan = self.open(table, version).scanner([column], filter=where, **options)
         return set(scan.to_table()[column].to_pylist())
 
     def relabel(self, table: str, where: str, labels: Callable[[dict], dict[str, str] | None], columns: Sequence[str]) -> int:
@@ -201,9 +200,9 @@ class Lake:
         data = self.open(table)
         data.optimize.compact_files(target_rows_per_fragment=64 * 1024, materialize_deletions=True, materialize_deletions_threshold=0.0)
         data = self.open(table)
-        for index in data.list_indices():  # an index keeps the values of rows that are gone
-            kind: Any = index["type"].upper()
-            data.create_scalar_index(index["fields"][0], kind, name=index["name"], replace=True)
+        for index in data.describe_indices():  # an index keeps the values of rows that are gone
+            kind: Any = index.index_type.upper()
+            data.create_scalar_index(index.field_names[0], kind, name=index.name, replace=True)
             data = self.open(table)
         data.cleanup_old_versions(timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False)
 

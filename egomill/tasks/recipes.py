@@ -13,7 +13,7 @@ from typing import Any
 from egomill.schemas.fingerprint import digest
 from egomill.tasks.lake import Lake
 
-JSON_PARTS = ("config", "code", "constants")
+JSON_PARTS = ("reads", "config", "code", "constants")
 PARTS = ("stage", *JSON_PARTS, "weights", "columns")
 
 
@@ -47,9 +47,19 @@ def differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[tuple[s
     if old["weights"] != new["weights"]:
         found.append(("changed weights", f"{old['weights']} -> {new['weights']}"))
     found += [("changed key", line) for line in _changed(_flat(old["constants"]), _flat(new["constants"]))]
+    if old["reads"] != new["reads"]:
+        found.append(("changed reads", f"{', '.join(old['reads'])} -> {', '.join(new['reads'])}"))
     if old["columns"] != new["columns"]:
         found.append(("changed table", "columns of " + new["stage"]))
     return found
+
+
+def inputs_changed(reads: list[str], old: list[str] | None, new: list[str]) -> list[tuple[str, str]]:
+    """[("changed input", table), ...]; a take's only input is what lies on disk."""
+    names = reads or ["files or annotations on disk"]
+    if old is None or not len(old) == len(new) == len(names):
+        return [("changed input", ", ".join(names))]
+    return [("changed input", name) for name, a, b in zip(names, old, new, strict=True) if a != b]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -53,14 +53,25 @@ class Stage:
         return KEYS[next(iter(self.reads))][0] if self.reads else KEYS[self.name][0]
 
     @property
+    def mine(self) -> str:
+        """SQL filter: this stage's rows in its table, which it may share with other adapters' or models' ("" where it is alone)."""
+        return " AND ".join(f"{column} = '{value}'" for column, value in self.constants.items())
+
+    @property
     def module(self) -> str:
         made_by = self.worker.func if isinstance(self.worker, functools.partial) else self.worker
         return made_by.__module__
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """What makes every row of the stage: settings, code, weights, the shape of the table."""
-        made = {"stage": self.name, "config": self.config, "code": code_parts(self.module), "weights": self.weights}
+        """What makes every row of the stage: what is read, settings, code, weights, the shape of the table."""
+        made = {
+            "stage": self.name,
+            "reads": list(self.reads),
+            "config": self.config,
+            "code": code_parts(self.module),
+            "weights": self.weights,
+        }
         made |= {"columns": str(TABLES[self.name]), "constants": self.constants}
         return json.loads(json.dumps(made))  # tuples as lists, as the lake gives them back
 
@@ -204,21 +215,17 @@ def _inputs(
     chosen = every if keys is None else {k: every[k] for k in keys if k in every}
     inputs = {k: [content, *(states[t].get(k, "") for t in others)] for k, content in chosen.items()}
     missing = {k: ", ".join(t for t in others if k not in states[t]) for k in chosen if any(k not in states[t] for t in others)}
-    made = lake.read(stage.name, [stage.parent], _constants(stage))[0].to_pylist()
+    made = lake.read(stage.name, [stage.parent], stage.mine)[0].to_pylist()
     return inputs, missing, set(made) - set(every)
 
 
 def _state(stage: Stage, lake: Lake) -> dict[str, str]:
-    made = lake.read(stage.name, [stage.parent, "fingerprint"], _constants(stage))
+    made = lake.read(stage.name, [stage.parent, "fingerprint"], stage.mine)
     return dict(zip(made[0].to_pylist(), made[1].to_pylist(), strict=True))
 
 
-def _constants(stage: Stage) -> str:
-    return " AND ".join(f"{column} = '{value}'" for column, value in stage.constants.items())
-
-
 def _among(stage: Stage, keys: Iterable[str]) -> str:
-    return " AND ".join(filter(None, (one_of(stage.parent, keys), _constants(stage))))
+    return " AND ".join(filter(None, (one_of(stage.parent, keys), stage.mine)))
 
 
 def _final(before: dict, attempts: int) -> bool:
