@@ -20,7 +20,7 @@ from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 # What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' contents).
-_LEFT_OUT = "schemas.config schemas.tables schemas.outcome schemas.fingerprint tasks.stage tasks.lake tasks.recipes"
+_LEFT_OUT = "schemas.config schemas.tables schemas.outcome schemas.fingerprint tasks.stage tasks.lake tasks.recipes tasks.standing"
 BOOKKEEPING = {f"{PACKAGE}.{module}" for module in _LEFT_OUT.split()}
 
 

@@ -15,7 +15,8 @@ from egomill.schemas.outcome import Rejected
 from egomill.tasks import recipes
 from egomill.tasks.lake import Lake
 from egomill.tasks.rederive import differences, rederive, stored
-from egomill.tasks.stage import Item, Stage, survey
+from egomill.tasks.stage import Item, Stage
+from egomill.tasks.standing import survey
 
 
 def adopt(

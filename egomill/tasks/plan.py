@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from egomill.schemas.tables import KEYS
 from egomill.tasks import recipes
 from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Item, Stage, Survey, survey
+from egomill.tasks.stage import Item, Stage
+from egomill.tasks.standing import Survey, survey
 
 SAMPLE = 3  # keys named with each reason
 

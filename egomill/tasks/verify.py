@@ -18,7 +18,8 @@ from egomill.schemas.tables import NO_CONTENT
 from egomill.tasks import recipes
 from egomill.tasks.lake import Lake
 from egomill.tasks.rederive import differences, on_disk, rederive, stored
-from egomill.tasks.stage import Stage, survey
+from egomill.tasks.stage import Stage
+from egomill.tasks.standing import survey
 
 Sha256 = Callable[[Path], str]
 
