@@ -18,6 +18,7 @@ import pytest
 import egomill
 from egomill.flows import verbs
 from egomill.schemas.outcome import Rejected
+from egomill.schemas.tables import TABLES
 from egomill.schemas.tensors import pack, unpack
 from egomill.tasks import runs
 from egomill.tasks.lake import Lake
@@ -138,7 +139,7 @@ def test_rows_are_compared_bit_for_bit_or_within_a_stated_tolerance():
     row = {"clip_id": "a", "text": "t", "exo_points": pack(values), "exo_valid": pack(np.array([True, False]))}
 
     def columns(new: dict | Rejected | Exception, tolerance: float = 0.0) -> list[str]:
-        full = dict.fromkeys(("exo_valid", "exo_points", "ego_rays", "ego_valid", "centres"))
+        full = dict.fromkeys(TABLES["directions"].names)
         after = [{**full, **new}] if isinstance(new, dict) else new
         return [d["column"] for d in differences("directions", [{**full, **row}], after, tolerance)]
 

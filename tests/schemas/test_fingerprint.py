@@ -70,7 +70,15 @@ def test_content_is_of_values_bit_for_bit():
     row = {"a": 1, "b": 0.0, "c": b"x", "d": [None, {"e": "x"}], "run_id": "1"}
     same = {"d": [None, {"e": "x"}], "c": b"x", "b": 0.0, "a": 1, "run_id": "2"}
     assert content_of(row, ("run_id",)) == content_of(same, ("run_id",)) != content_of(row)
-    for other in ({"b": -0.0}, {"a": 1.0}, {"c": "x"}, {"d": [None, {"e": b"x"}]}, {"d": [{"e": "x"}, None]}, {"a": None}, {"b": float("nan")}):
+    for other in (
+        {"b": -0.0},
+        {"a": 1.0},
+        {"c": "x"},
+        {"d": [None, {"e": b"x"}]},
+        {"d": [{"e": "x"}, None]},
+        {"a": None},
+        {"b": float("nan")},
+    ):
         assert content_of({**row, **other}, ("run_id",)) != content_of(row, ("run_id",)), other
     assert content_of({"x": float("nan")}) == content_of({"x": float("nan")})
     assert content_of({"x": ["ab", "c"]}) != content_of({"x": ["a", "bc"]})
