@@ -184,6 +184,112 @@ def up(lake: Lake = "lake", host: str = "127.0.0.1", prefect_port: int = 4200, m
     start(lake, host, prefect_port, mlflow_port)
 
 
+# -- a lake's keeping -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(sources: list[Path], lake: Lake = "lake", profile: Profile = "local", set_: Set = None, json_: Json = False) -> None:
+    """What a rebuild with the same arguments would compute, and why. Nothing is run or written."""
+    from egomill.flows.verbs import plan as ask
+
+    steps = ask(lake, [str(s.absolute()) for s in sources], profile, set_ or [])
+
+    def show() -> None:
+        _table("a rebuild would", steps, ["stage", "inputs", "current", "compute", "may", "blocked", "retired", "unknown"])
+        for step in steps:
+            for r in step["reasons"]:
+                out.print(f"{step['stage']}: {r['rows']} for {r['why']} {r['what']}", highlight=False, soft_wrap=True)
+        out.print("compute: for certain; may: only if what is computed above comes out otherwise", style="dim")
+
+    _answer(steps, json_, show)
+
+
+@app.command()
+def adopt(
+    stage: Annotated[str, typer.Argument(help="takes, clips, depth, ..., generations/ADAPTER, scores/ADAPTER")],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    sample: Annotated[int, typer.Option(min=1, help="Rows to make again.")] = 5,
+    tolerance: Annotated[float, typer.Option(min=0, help="Of tensors and numbers, relative to the largest; 0: bit for bit.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Which rows; default: at random.")] = None,
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """After a refactor: if a sample comes out as it is stored, call the stage's rows current. Exit code 1 where it does not."""
+    from egomill.flows.verbs import adopt as flow
+
+    answer = flow(lake, stage, profile, set_ or [], sample, tolerance, seed, tracking)
+
+    def show() -> None:
+        for d in answer["differs"]:
+            out.print(f"{d['row']} {d['column']}: {d['what']}", highlight=False, soft_wrap=True)
+        for why, n in answer["skipped"].items():
+            out.print(f"not for adoption: {n} rows, {why}", highlight=False, soft_wrap=True)
+        told = f"{len(answer['compared'])} of {answer['candidates']} rows of {stage} compared"
+        out.print(f"{told}: {'nothing adopted' if answer['differs'] else str(answer['adopted']) + ' adopted'}", highlight=False)
+
+    _answer(answer, json_, show)
+    raise typer.Exit(1 if answer["differs"] else 0)
+
+
+@app.command()
+def verify(
+    release: Annotated[str, typer.Argument(help="Default: the newest.")] = "",
+    lake: Lake = "lake",
+    sample: Annotated[int, typer.Option(min=1, help="Inputs a table.")] = 3,
+    seed: Annotated[int | None, typer.Option(help="Which rows; default: at random.")] = None,
+    json_: Json = False,
+) -> None:
+    """Make random rows of every table of a release again and compare. Exit code 1: some differ; 3: some cannot be told."""
+    from egomill.flows.verbs import verify as ask
+
+    answer = ask(lake, release, sample, seed)
+
+    def show() -> None:
+        _table(f"release {answer['release']}", answer["tables"], ["table", "rows", "ok", "differs", "cannot"])
+        for t in answer["tables"]:
+            for d in t["details"]:
+                out.print(f"{t['table']} {d['row']} {d['verdict']} {d['column']}: {d['what']}", highlight=False, soft_wrap=True)
+
+    _answer(answer, json_, show)
+    raise typer.Exit(1 if answer["differs"] else 3 if answer["cannot"] else 0)
+
+
+@app.command()
+def forget(
+    take: Annotated[str, typer.Argument(help="take_uid, or the take's name.")],
+    lake: Lake = "lake",
+    tracking: Tracking = "",
+    nothing_runs: Annotated[bool, typer.Option("--nothing-runs", help="Runs that seem to be under way are dead.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove a take and all that was made of it, from disk too, and mark what was trained on it. Exit code 1: something is left."""
+    from egomill.flows.verbs import forget as flow
+
+    answer = flow(lake, take, tracking, nothing_runs)
+
+    def show() -> None:
+        out.print("deleted: " + (", ".join(f"{n} of {table}" for table, n in answer["rows"].items()) or "nothing"), highlight=False)
+        for name in answer["releases"]:
+            out.print(f"release {name} is withdrawn", highlight=False)
+        for a in answer["adapters"]:
+            what = "trained on it, marked tainted" if a["trained"] else "not trained on it"
+            out.print(f"adapter {a['spec']} {' '.join(a['aliases'])}: of release {a['release']}, {what}", highlight=False)
+        for spec, n in answer["generations"].items():
+            out.print(f"{n} generations by {spec}", highlight=False)
+        for p in answer["pictures"]:
+            out.print(f"picture {p['path']} of run {p['run']}: {'removed' if p['removed'] else 'STILL THERE'}", highlight=False)
+        for path in answer["checkpoints"]:
+            out.print(f"weights trained on it: {path}", highlight=False, soft_wrap=True)
+        for path in answer["left"]:
+            out.print(f"[red]left:[/] {path}", highlight=False, soft_wrap=True)
+        out.print("Not looked for: copies, report pages and exports outside the lake, and the take's own files.", style="dim")
+
+    _answer(answer, json_, show)
+    raise typer.Exit(1 if answer["left"] or not all(p["removed"] for p in answer["pictures"]) else 0)
+
+
 # -- questions --------------------------------------------------------------------------------------------------------
 
 
@@ -282,17 +388,49 @@ def release_list(lake: Lake = "lake", json_: Json = False) -> None:
     from egomill.tasks.lake import Lake as Tables
 
     rows = releases.every(Tables(lake))
-    _answer(rows, json_, lambda: _table("releases", rows, ["name", "created", "clips", "run_id"]))
+    _answer(rows, json_, lambda: _table("releases", rows, ["name", "created", "clips", "run_id", "withdrawn"]))
 
 
 @releases_app.command("show")
 def release_show(name: Annotated[str, typer.Argument(help="Default: the newest.")] = "", lake: Lake = "lake", json_: Json = False) -> None:
-    """One release: table versions, checks, profile."""
+    """One release: its tables with their versions and what digests say of their content, tags, checks, profile."""
     from egomill.tasks import releases
     from egomill.tasks.lake import Lake as Tables
 
-    row = releases.get(Tables(lake), name)
-    _answer(row, json_, lambda: out.print_json(json.dumps(row, default=str)))
+    at = Tables(lake)
+    row = releases.get(at, name, withdrawn=bool(name))
+    row |= {"tags": {table: f"release-{row['name']}" in at.tags(table) for table in row["tables"]}}
+
+    def show() -> None:
+        gone = f", withdrawn {row['withdrawn']:%F %T}: {row['why']}" if row["withdrawn"] else ""
+        out.print(f"[bold]{row['name']}[/]: {row['clips']} clips, {row['created']:%F %T}, run {row['run_id']}{gone}", highlight=False)
+        tables = [{"table": t, "version": v, "content": row["content"].get(t), "tagged": row["tags"][t]} for t, v in row["tables"].items()]
+        _table("tables", tables, ["table", "version", "content", "tagged"])
+        _table("checks", [{"check": k, "result": v} for k, v in row["checks"].items()], ["check", "result"])
+        out.print_json(json.dumps(row["profile"]))
+
+    _answer(row, json_, show)
+
+
+@releases_app.command("diff")
+def release_diff(a: str, b: str, lake: Lake = "lake", limit: int = 20, json_: Json = False) -> None:
+    """Which clips came, went and changed from release A to B, by which stage, and why."""
+    from egomill.tasks.changes import diff
+    from egomill.tasks.lake import Lake as Tables
+
+    found = diff(Tables(lake), a, b)
+
+    def show() -> None:
+        _table(f"{a} to {b}", [{"table": t, **n} for t, n in found["tables"].items()], ["table", "came", "went", "changed", "remade"])
+        for r in found["why"]:
+            out.print(f"{r['clips']} clips changed by {r['stage']}: {r['why']} {r['what']}", highlight=False, soft_wrap=True)
+        for how in ("came", "went"):
+            for clip in found[how][:limit]:
+                out.print(f"{how}: {clip['clip_id']}, {clip['because']}", highlight=False, soft_wrap=True)
+        for clip in found["changed"][:limit]:
+            out.print(f"changed: {clip['clip_id']} in {', '.join(clip['tables'])}", highlight=False, soft_wrap=True)
+
+    _answer(found, json_, show)
 
 
 @releases_app.command("create")

@@ -22,7 +22,7 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
     """Generate with an adapter ("name@alias", "name@v3") or with the un-tuned "base" for every held-out clip."""
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "generate", settings_) as run:
-        spec, folder = resolve(run, adapter, tracking)
+        spec, folder = resolve(run.lake.uri, adapter, tracking)
         report = make(run, generations.stage(settings_, spec, folder), keys=selected(run.lake, settings_.clips, HELD_OUT))
         return {"adapter": spec, **report.to_dict()}
 
@@ -34,7 +34,7 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
     """
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "generate", settings_) as run:
-        spec, _ = resolve(run, adapter, tracking)
+        spec, _ = resolve(run.lake.uri, adapter, tracking)
         score(run, spec)
         return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
 
@@ -44,9 +44,9 @@ def score(run: Run, spec: str) -> None:
     make(run, scores.stage(run.profile, spec), keys=selected(run.lake, run.profile.clips, HELD_OUT))
 
 
-def resolve(run: Run, adapter: str, tracking: str) -> tuple[str, str]:
+def resolve(lake: str, adapter: str, tracking: str) -> tuple[str, str]:
     """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"); the references have no files."""
     if adapter in ("base", *REFERENCES):
         return adapter, ""
-    found = Tracker.of(tracking, run.lake.uri).resolve(adapter)
+    found = Tracker.of(tracking, lake).resolve(adapter)
     return found.spec, found.folder

@@ -8,9 +8,23 @@ from prefect import flow
 
 from egomill.flows.steps import console, do, make
 from egomill.schemas.config import Profile
-from egomill.tasks import captions, clips, depth, directions, ingest, latents, priors, releases, sources
+from egomill.tasks import captions, clips, depth, directions, forget, ingest, latents, priors, releases, sources
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import recorded
+from egomill.tasks.stage import Stage
+
+
+def stages(profile: Profile) -> list[Stage]:
+    """What a rebuild makes, in its order: takes, their clips, and what is derived from each chosen clip."""
+    return [
+        ingest.stage(profile),
+        clips.stage(profile),
+        depth.stage(profile),
+        priors.stage(profile),
+        directions.stage(profile),
+        captions.stage(profile),
+        latents.stage(profile),
+    ]
 
 
 @flow(name="rebuild", log_prints=True, validate_parameters=False)
@@ -19,15 +33,13 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
     settings_ = Profile.load(profile, settings or [])
     at = Lake(lake)
     with recorded(at, "rebuild", settings_) as run:
-        found = do("discover", sources.discover, [Path(s) for s in sources_])
-        make(run, ingest.stage(settings_), items=found)
-        make(run, clips.stage(settings_))
+        found = do("discover", forget.withheld, at, sources.discover([Path(s) for s in sources_]))
+        take, cut, *derived = stages(settings_)
+        make(run, take, items=found)
+        make(run, cut)
         chosen = do("select", clips.selected, at, settings_.clips)
-        make(run, depth.stage(settings_), keys=chosen)
-        make(run, priors.stage(settings_), keys=chosen)
-        make(run, directions.stage(settings_), keys=chosen)
-        make(run, captions.stage(settings_), keys=chosen)
-        make(run, latents.stage(settings_), keys=chosen)
+        for stage in derived:
+            make(run, stage, keys=chosen)
         published, new = do("publish", releases.publish, at, run.id, settings_, release)
         run.release_out = published["name"]
         console.print(f"release {published['name']}{'' if new else ' (unchanged: up to date)'}: {published['clips']} clips", style="bold")

@@ -1,8 +1,10 @@
-"""A row knows what made it: fingerprint = sha256(config, code, weights, fingerprints of its inputs).
+"""A row knows what made it: fingerprint = sha256(recipe, content of its inputs), recipe = sha256(config, code, weights, table).
 
 `code` hashes the syntax trees (comments, docstrings and layout left out) of a module and of every module of this package that it imports,
 however deep. So a reformatted file changes nothing, a changed kernel changes exactly what uses it. Library versions are recorded with
 the run and not fingerprinted: a patch release of NumPy should not rebuild a lake.
+
+Inputs count by what they hold, not by what made them: where a recomputed row comes out as it was, nothing below it is made again.
 """
 
 from __future__ import annotations
@@ -11,16 +13,15 @@ import ast
 import hashlib
 import importlib.util
 import json
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.split(".")[0]
-# What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' fingerprints).
-BOOKKEEPING = {
-    f"{PACKAGE}.{module}"
-    for module in ("schemas.config", "schemas.tables", "schemas.outcome", "schemas.fingerprint", "tasks.stage", "tasks.lake")
-}
+# What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' contents).
+_LEFT_OUT = "schemas.config schemas.tables schemas.outcome schemas.fingerprint tasks.stage tasks.lake tasks.recipes tasks.watch"
+BOOKKEEPING = {f"{PACKAGE}.{module}" for module in _LEFT_OUT.split()}
 
 
 def digest(*parts: Any) -> str:
@@ -35,9 +36,37 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def content_of(row: dict, skip: Container[str] = ()) -> str:
+    """Digest of a row as Arrow hands it back (None, bool, int, float, str, bytes, lists, dicts), 32 hex digits; `skip` names columns to
+    leave out. Values are compared bit for bit: 0.0 is not -0.0, and 1 is not 1.0."""
+    seen = hashlib.sha256()
+    _feed(seen, {name: value for name, value in row.items() if name not in skip})
+    return seen.hexdigest()[:32]
+
+
+def _feed(seen: Any, value: Any) -> None:
+    if isinstance(value, dict):
+        seen.update(b"{%d" % len(value))
+        for name in sorted(value):
+            _feed(seen, name)
+            _feed(seen, value[name])
+    elif isinstance(value, list):
+        seen.update(b"[%d" % len(value))
+        for one in value:
+            _feed(seen, one)
+    else:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        seen.update(b"%s%d:" % (b"b" if isinstance(value, bytes) else b"j", len(data)) + data)
+
+
 def code_of(module: str) -> str:
     """The hash of `module` and of our modules that it reaches."""
-    return digest({name: _tree_hash(name) for name in sorted(reaches(module))})
+    return digest(code_parts(module))
+
+
+def code_parts(module: str) -> dict[str, str]:
+    """{module: hash of its syntax tree} of `module` and of our modules that it reaches."""
+    return {name: _tree_hash(name) for name in sorted(reaches(module))}
 
 
 @cache

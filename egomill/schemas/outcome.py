@@ -32,6 +32,7 @@ REASONS = {
     "pose_jumps": "the ego pose leaps between frames",
     "pose_units": "head and exo cameras are too near or too far from one another for metres",
     "poses_disagree": "there are more poses than frames, or far fewer",
+    "forgotten": "the take was withdrawn with `egomill forget`",
     # takes: depth on disk
     "depth_sidecar_invalid": "the depth files on disk are of a wrong shape, kind or number",
     # clips

@@ -1,7 +1,13 @@
 """The tables of the lake: columns, keys, and what every derived row says of its own making.
 
-A key column carries Lance's primary-key metadata, without which concurrent merges double keys. `fingerprint` says what made the row
-(schemas/fingerprint.py), `run_id` which run. JSON columns hold small, nested, rarely queried things.
+A key column carries Lance's primary-key metadata, without which concurrent merges double keys. JSON columns hold small, nested, rarely
+queried things. The runner fills the columns of `MADE` (schemas/fingerprint.py):
+
+    content      digest of the row's own values; of what it points to on disk it carries digests
+    recipe       what made it, but for its inputs: a row of `recipes`
+    inputs       contents of the rows it was made from, in the order in which its stage reads tables; of a take: what lies on disk
+    fingerprint  digest(recipe, inputs)
+    run_id       which run
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from .tensors import DEPTH, TENSOR
 
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 _S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_BYTES, _TIME = pa.large_binary(), pa.timestamp("us", tz="UTC")
+_L, _BYTES, _TIME = pa.list_(_S), pa.large_binary(), pa.timestamp("us", tz="UTC")
 
 
 def _table(keys: str, /, **columns: pa.DataType) -> pa.Schema:
@@ -21,14 +27,17 @@ def _table(keys: str, /, **columns: pa.DataType) -> pa.Schema:
 
 
 def _derived(keys: str, /, **columns: pa.DataType) -> pa.Schema:
-    return _table(keys, fingerprint=_S, run_id=_S, **columns)
+    return _table(keys, fingerprint=_S, run_id=_S, content=_S, recipe=_S, inputs=_L, **columns)
+
+
+MADE = ("fingerprint", "run_id", "content", "recipe", "inputs")
+NO_CONTENT = (*MADE, "seconds")  # how long something took comes out otherwise each time
 
 
 TABLES: dict[str, pa.Schema] = {
-    # One row a take; `content` is the digest of what later stages use of it.
+    # One row a take; its `content` is the digest of what later stages use of it.
     "takes": _derived(
         "take_uid",
-        content=_S,
         take_name=_S,
         layout=_S,  # "egoexo4d" or "egox"
         root=_S,  # absolute folder; every path below is relative to it and stays inside it
@@ -62,6 +71,7 @@ TABLES: dict[str, pa.Schema] = {
         root=_S,
         exo_video=_S,
         ego_video=_S,
+        videos=_S,  # digest of both videos' files
         exo_camera=_S,  # JSON of Camera at the profile's exo picture: after crop and resize
         exo_crop=pa.list_(_I),  # left, top, width, height in source pixels, then resized to the profile's exo size
         exo_lens=_S,  # JSON of Camera of the source video where the recipe undistorts, else ""
@@ -114,6 +124,8 @@ TABLES: dict[str, pa.Schema] = {
     "failures": _table(
         "key stage",
         fingerprint=_S,
+        recipe=_S,
+        inputs=_L,
         run_id=_S,
         status=_S,  # rejected or failed
         reason=_S,
@@ -135,10 +147,48 @@ TABLES: dict[str, pa.Schema] = {
         stages=_S,  # JSON [Report.to_dict()]
         detail=_S,
     ),
-    "releases": _table("name", created=_TIME, run_id=_S, tables=_S, checks=_S, profile=_S, clips=_I),
+    "recipes": _table(
+        "recipe",  # digest of the parts below
+        stage=_S,
+        created=_TIME,
+        reads=_S,  # JSON [tables], in the order of the rows' `inputs`
+        config=_S,  # JSON
+        code=_S,  # JSON {module: hash of its syntax tree}
+        weights=_S,
+        columns=_S,  # the made table's
+        constants=_S,  # JSON
+    ),
+    "releases": _table(
+        "name",
+        created=_TIME,
+        run_id=_S,
+        tables=_S,  # JSON {table: version}
+        content=_S,  # JSON {table: digest of its rows' keys and contents}
+        checks=_S,
+        profile=_S,
+        clips=_I,
+        withdrawn=_TIME,  # when a take that it held was forgotten, or null
+        why=_S,
+    ),
+    # Takes that were withdrawn: that and what followed, without a name or a value of theirs.
+    "forgotten": _table(
+        "take",  # digest of the take_uid
+        at=_TIME,
+        done=_TIME,  # null while it is under way
+        run_id=_S,
+        rows=_S,  # JSON {table: rows deleted}
+        releases=_S,  # JSON {release that was withdrawn: why}
+        adapters=_S,  # JSON [what was trained or scored on it]
+        generations=_S,  # JSON {tainted adapter: its rows in generations}
+    ),
 }
 KEYS: dict[str, tuple[str, ...]] = {
     name: tuple(f.name for f in schema if f.metadata and b"lance-schema:unenforced-primary-key" in f.metadata)
     for name, schema in TABLES.items()
 }
 RELEASED = ("takes", "clips", "depth", "priors", "directions", "captions", "latents")  # what a release pins
+
+
+def as_stored(table: str, rows: list[dict]) -> list[dict]:
+    """Rows as they come back from the table: every column, Arrow's types."""
+    return pa.Table.from_pylist(rows, schema=TABLES[table]).to_pylist()

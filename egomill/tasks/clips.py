@@ -112,6 +112,7 @@ class Windows:
             "description": _described(take["descriptions"], start / take["fps"], (numbers[-1] + 1) / take["fps"]),
             **{name: take[name] for name in ("take_uid", "take_name", "root", "ego_video", "task")},
         }
+        sha256 = {path: file["sha256"] for path, file in json.loads(take["files"]).items()}
         ranked = []
         for view in take["views"]:
             camera, T_world_exo = view["camera"], view["T_world_exo"]
@@ -123,6 +124,7 @@ class Windows:
                 rank = overlap * float((3 + facing.mean()) / 4) * min(1.0, float(share) / NEAR_SHARE)
             name = view["columns"]["exo_cam"]
             clip = {"clip_id": f"{take['take_uid']}.{name}.{start:06d}", **window, **view["columns"], "overlap": overlap}
+            clip["videos"] = digest([sha256[clip["exo_video"]], sha256[clip["ego_video"]]])
             ranked.append((-rank, name, clip))
         ranked.sort(key=lambda view: view[:2])
         return [clip for _, _, clip in ranked[: recipe.exo_cameras]]

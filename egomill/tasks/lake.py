@@ -222,6 +222,85 @@ class Lake:
     def is_local(self) -> bool:
         return "://" not in self.uri
 
+    # -- forgetting ------------------------------------------------------------------------------------------------
+
+    def exists(self, table: str) -> bool:
+        return self._exists(table)
+
+    def tags(self, table: str) -> dict[str, int]:
+        """{tag: version}."""
+        return {name: tag["version"] for name, tag in self.open(table).tags.list().items()}
+
+    def untag(self, table: str, name: str) -> None:
+        self.open(table).tags.delete(name)
+
+    def versions(self, table: str) -> list[int]:
+        return [v["version"] for v in self.open(table).versions()]
+
+    def held(self, table: str, column: str, where: str, version: int | None = None) -> set[str]:
+        """Values of a column in the files of a version, rows included that were deleted there but still lie on disk."""
+        options: dict[str, Any] = {"with_row_id": True, "include_deleted_rows": True, "use_scalar_index": False}
+        scan = self.open(table, version).scanner([column], filter=where, **options)
+        return set(scan.to_table()[column].to_pylist())
+
+    def relabel(self, table: str, where: str, labels: Callable[[dict], dict[str, str] | None], columns: Sequence[str]) -> int:
+        """Rewrite string `columns` of rows, and no other byte, in one transaction; returns how many rows changed.
+
+        `labels` gets each row that meets the filter (its keys and `columns`) and answers with the columns' new values, or None. Fails, and
+        changes nothing, where another writer touched the same rows meanwhile.
+        """
+        data = self.open(table)
+        names = [*dict.fromkeys((*KEYS[table], *columns))]
+        rows = data.to_table(columns=names, filter=where or None, with_row_id=True, with_row_address=True).to_pylist()
+        changed = [(row, new) for row in rows if (new := labels(row)) is not None]
+        if not changed:
+            return 0
+        ids = pa.array([row["_rowid"] for row, _ in changed], pa.uint64())
+        update = pa.table({"_rowid": ids, **{c: [new[c] for _, new in changed] for c in columns}})
+        touched = {row["_rowaddr"] >> 32 for row, _ in changed}
+        fragments, fields, offsets = [], set(), {}
+        for fragment in data.get_fragments():
+            if fragment.fragment_id not in touched:
+                continue
+            rewritten, modified, matched = fragment.update_columns(update, "_rowid", with_offsets=True)
+            fragments.append(rewritten)
+            fields.update(modified)
+            offsets[fragment.fragment_id] = matched
+        operation = lance.LanceOperation.Update(
+            updated_fragments=fragments, fields_modified=sorted(fields), update_mode="rewrite_columns", updated_fragment_offsets=offsets
+        )
+        lance.LanceDataset.commit(self.path(table), lance.Transaction(data.version, operation))
+        return len(changed)
+
+    def purge(self, table: str) -> None:
+        """Leave on disk what the newest and the tagged versions hold, and nothing else: deleted rows are written out of their files,
+        indices built anew, old versions and files of nobody removed. Whatever another process is writing to the table is lost and may
+        break it: nothing else may run.
+        """
+        data = self.open(table)
+        data.optimize.compact_files(target_rows_per_fragment=64 * 1024, materialize_deletions=True, materialize_deletions_threshold=0.0)
+        data = self.open(table)
+        for index in data.describe_indices():  # an index keeps the values of rows that are gone
+            kind: Any = index.index_type.upper()
+            data.create_scalar_index(index.field_names[0], kind, name=index.name, replace=True)
+            data = self.open(table)
+        data.cleanup_old_versions(timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False)
+
+
+@dataclass(frozen=True)
+class Glimpse(Lake):
+    """A lake to look at: a table that is not there reads as empty, and nothing can be written."""
+
+    def open(self, table: str, version: int | None = None) -> lance.LanceDataset:
+        if table in TABLES and not self._exists(table):
+            return lance.write_dataset(TABLES[table].empty_table(), "memory://", mode="overwrite", **_STORAGE)
+        return super().open(table, version)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"{self.uri} is only looked at")
+
+    write_fragments = commit = upsert = tag = compact = untag = relabel = purge = _refuse
+
 
 def one_of(column: str, values: Iterable[Any]) -> str:
     """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""

@@ -15,7 +15,7 @@ from egomill.tasks.tracking import Tracker
 def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
     """The chain behind an adapter ("name@alias", "name@v3"), down to the digests of the files. ValueError where it is not registered."""
     adapter = tracker.resolve(spec)
-    release = releases.get(lake, adapter.tags["release"])
+    release = releases.get(lake, adapter.tags["release"], withdrawn=True)
     return {
         "adapter": {"spec": adapter.spec, "aliases": list(adapter.aliases), "run_id": adapter.run_id, "tags": adapter.tags},
         "inputs": tracker.inputs(adapter.run_id),
@@ -25,13 +25,16 @@ def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
 
 def of_release(lake: Lake, name: str = "") -> dict:
     """A release's tables, clips and takes with their files' digests, all at the versions that the release pins."""
-    release = releases.get(lake, name)
+    release = releases.get(lake, name, withdrawn=bool(name))
+    told = {k: release[k] for k in ("name", "created", "run_id", "tables", "checks", "withdrawn", "why")}
+    if release["withdrawn"]:  # its data is gone
+        return {"release": told, "clips": [], "takes": []}
     at = release["tables"]
     used = lake.read("latents", ["clip_id"], version=at["latents"])["clip_id"].to_pylist()
     clips = lake.rows("clips", set(used), ["clip_id", "take_uid", "exo_cam", "start", "split", "fingerprint"], at["clips"])
     takes = lake.rows("takes", {c["take_uid"] for c in clips}, ["take_uid", "take_name", "layout", "files"], at["takes"])
     return {
-        "release": {k: release[k] for k in ("name", "created", "run_id", "tables", "checks")},
+        "release": told,
         "clips": sorted(clips, key=lambda c: c["clip_id"]),
         "takes": [{**t, "files": {path: f["sha256"] for path, f in json.loads(t["files"]).items()}} for t in takes],
     }
@@ -43,7 +46,8 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     if not rows:
         raise ValueError(f"no clip {clip_id!r} in {lake.uri}")
     clip = rows[0]
-    holds = [r for r in releases.every(lake) if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]
+    standing = (r for r in releases.every(lake) if not r["withdrawn"])
+    holds = [r for r in standing if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]
     names = {r["name"] for r in holds}
     trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if clip["split"] == "train" else []
     derived = {}

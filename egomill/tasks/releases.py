@@ -1,7 +1,7 @@
 """Releases: a name for one version of every table, written last, so that it exists whole or not at all.
 
-Every pinned version is tagged first (clean-up cannot erase a tagged version), then checks run against those versions, then one row is
-written. Training reads a release, never "the newest".
+Checks run against the pinned versions, then every one is tagged (clean-up cannot erase a tagged version), then one row is written.
+Training reads a release, never "the newest". A release that held a take which was forgotten is withdrawn: its row stays, its data is gone.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ import json
 from datetime import UTC, datetime
 
 from egomill.schemas.config import Profile
+from egomill.schemas.fingerprint import digest
 from egomill.schemas.tables import KEYS, RELEASED
 from egomill.tasks.lake import Lake
 
 
 def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[dict, bool]:
-    """The release of the tables as they stand, and whether it is new: nothing changed since the last one means that one.
+    """The release of the tables as they stand, and whether it is new: the same content as in the last one means that one, whatever
+    compaction or `adopt` did to the tables since.
 
     Errors: ValueError where a check fails (and then no release exists), or where `name` is taken by other versions.
     """
     tables = {table: lake.version(table) for table in RELEASED}
     last = latest(lake)
-    if last and last["tables"] == tables and name in ("", last["name"]):
+    content = last["content"] if last and last["tables"] == tables else digests(lake, tables)
+    if last and last["content"] == content and name in ("", last["name"]):
         return last, False
     name = name or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run_id[:6]}"
     if any(r["name"] == name for r in lake.read("releases", ["name"]).to_pylist()):
@@ -37,12 +40,22 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
         "created": datetime.now(UTC),
         "run_id": run_id,
         "tables": json.dumps(tables),
+        "content": json.dumps(content),
         "checks": json.dumps(checks),
         "profile": profile.model_dump_json(),
         "clips": len(set(lake.read("latents", ["clip_id"], version=tables["latents"])["clip_id"].to_pylist())),
     }
     lake.upsert("releases", [row])
-    return _open(row), True
+    return _open(lake.rows("releases", [name])[0]), True
+
+
+def digests(lake: Lake, tables: dict[str, int]) -> dict[str, str]:
+    """{table: digest of its rows' keys and contents} at these versions, whatever order the rows lie in and whoever made them."""
+    found = {}
+    for table, version in tables.items():
+        rows = lake.read(table, [*KEYS[table], "content"], version=version)
+        found[table] = digest(sorted(map(list, zip(*(column.to_pylist() for column in rows.columns), strict=True)), key=repr))
+    return found
 
 
 def check(lake: Lake, tables: dict[str, int]) -> dict[str, str]:
@@ -56,26 +69,32 @@ def check(lake: Lake, tables: dict[str, int]) -> dict[str, str]:
         if "clip_id" in KEYS[table] and table != "clips":
             orphans = sum(clip not in clips for clip in rows["clip_id"].to_pylist())
             found[f"{table} rows have clips"] = "passed" if orphans == 0 else f"{orphans} without"
+    gone = set(lake.read("forgotten", ["take"])["take"].to_pylist())
+    back = sum(digest(uid) in gone for uid in lake.read("takes", ["take_uid"], version=tables["takes"])["take_uid"].to_pylist())
+    found["no take that was forgotten"] = "passed" if back == 0 else f"{back} came back"
     return found
 
 
 def every(lake: Lake) -> list[dict]:
-    """All releases, newest first."""
+    """All releases, newest first, withdrawn ones too."""
     return sorted((_open(r) for r in lake.read("releases").to_pylist()), key=lambda r: r["created"], reverse=True)
 
 
 def latest(lake: Lake) -> dict | None:
-    return next(iter(every(lake)), None)
+    """The newest that was not withdrawn."""
+    return next((r for r in every(lake) if not r["withdrawn"]), None)
 
 
-def get(lake: Lake, name: str = "") -> dict:
-    """A release by name ("" is the newest). ValueError where there is none."""
-    releases = every(lake)
+def get(lake: Lake, name: str = "", withdrawn: bool = False) -> dict:
+    """A release by name ("" is the newest). ValueError where there is none, or it was withdrawn and `withdrawn` ones are not asked for."""
+    releases = [r for r in every(lake) if withdrawn or name == r["name"] or not r["withdrawn"]]
     found = next((r for r in releases if name in ("", r["name"])), None)
     if found is None:
         raise ValueError(f"no release {name!r} in {lake.uri}" if releases else f"no release in {lake.uri} yet: run `egomill rebuild`")
+    if found["withdrawn"] and not withdrawn:
+        raise ValueError(f"release {found['name']!r} was withdrawn on {found['withdrawn']:%F}: {found['why']}")
     return found
 
 
 def _open(row: dict) -> dict:
-    return {**row, "tables": json.loads(row["tables"]), "checks": json.loads(row["checks"]), "profile": json.loads(row["profile"])}
+    return {**row, **{name: json.loads(row[name] or "{}") for name in ("tables", "content", "checks", "profile")}}

@@ -35,6 +35,7 @@ class Run:
     release_in: str = ""
     release_out: str = ""
     detail: str = ""
+    module: str = ""  # that holds the flow, where it is not named like it
 
     def add(self, report: Report) -> Report:
         self.reports.append(report)
@@ -53,7 +54,7 @@ class Run:
             "ended": None if status == "running" else datetime.now(UTC),
             "status": status,
             "profile": self.profile.model_dump_json(),
-            "code": code_of(f"egomill.flows.{self.flow}"),
+            "code": code_of(self.module or f"egomill.flows.{self.flow}"),
             "environment": json.dumps(environment()),
             "release_in": self.release_in,
             "release_out": self.release_out,
@@ -64,9 +65,9 @@ class Run:
 
 
 @contextmanager
-def recorded(lake: Lake, flow: str, profile: Profile) -> Iterator[Run]:
+def recorded(lake: Lake, flow: str, profile: Profile, module: str = "") -> Iterator[Run]:
     """A run whose row says how it ended, whatever happens short of kill -9 (then it says "running")."""
-    run = Run(lake, flow, profile)
+    run = Run(lake, flow, profile, module=module)
     run.write("running")
     try:
         yield run

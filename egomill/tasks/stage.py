@@ -28,9 +28,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 from egomill.schemas.config import Resources
-from egomill.schemas.fingerprint import code_of, digest
+from egomill.schemas.fingerprint import code_parts, content_of, digest
 from egomill.schemas.outcome import Rejected, Report, StageFailed
-from egomill.schemas.tables import KEYS, TABLES
+from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
+from egomill.tasks import recipes
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.watch import Journal, Watch
 
@@ -69,26 +70,34 @@ class Stage:
         return made_by.__module__
 
     @property
-    def recipe(self) -> tuple:
-        """What all rows have in common: settings, code, weights, the shape of the table."""
-        return self.name, self.config, code_of(self.module), self.weights, str(TABLES[self.name]), self.constants
+    def mine(self) -> str:
+        """SQL filter: this stage's rows in its table, which it may share with other adapters' or models' ("" where it is alone)."""
+        return " AND ".join(one_of(column, [value]) for column, value in self.constants.items())
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """What makes every row of the stage: what is read, settings, code, weights, the shape of the table."""
+        made = {"stage": self.name, "reads": list(self.reads), "config": self.config, "code": code_parts(self.module)}
+        made |= {"weights": self.weights, "columns": str(TABLES[self.name]), "constants": self.constants}
+        return json.loads(json.dumps(made))  # tuples as lists, as the lake gives them back
+
+    @functools.cached_property
+    def recipe(self) -> str:
+        return digest(self.parts)
 
     def fingerprint(self, inputs: list[str]) -> str:
-        """What makes one row: the recipe, and the fingerprints of what the row is made from."""
-        return digest(*self.recipe, inputs)
+        """What makes one row: the recipe, and the contents of what the row is made from."""
+        return digest(self.recipe, inputs)
 
-    def fingerprints(self, inputs: pa.Table) -> pa.ChunkedArray:
-        """`fingerprint` of every row of a table of fingerprints: the same hashes, with the recipe hashed once."""
-        recipe = hashlib.sha256(json.dumps(self.recipe, sort_keys=True, separators=(",", ":"))[:-1].encode() + b",")
-        made, quoted = [], json.encoder.encode_basestring_ascii
+    def fingerprints(self, inputs: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """`fingerprint` of every row of a table of contents, and those contents as a JSON list."""
+        made, told, quoted = [], [], json.encoder.encode_basestring_ascii
+        recipe = f"[{quoted(self.recipe)},"  # a digest is that of the JSON of its arguments
         for batch in inputs.to_batches(64 * 1024):
-            hashes = []
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                each = recipe.copy()
-                each.update(f"[{','.join(map(quoted, row))}]]".encode())
-                hashes.append(each.hexdigest()[:32])
-            made.append(pa.array(hashes, pa.string()))
-        return pa.chunked_array(made, pa.string())
+            texts = [f"[{','.join(map(quoted, row))}]" for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+            told.append(pa.array(texts, pa.string()))
+            made.append(pa.array([hashlib.sha256(f"{recipe}{text}]".encode()).hexdigest()[:32] for text in texts], pa.string()))
+        return pa.chunked_array(made, pa.string()), pa.chunked_array(told, pa.string())
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ def run(
         lake.commit(stage.name, None, replace=replace, properties={"run_id": run_id, "retired": str(len(gone))})
         report.retired += len(gone)
 
+    if len(states["pending"]) or len(states["blocked"]):
+        recipes.record(lake, stage.parts)
     seen, todo = 0, len(states["blocked"]) + len(states["pending"])
     results = _on_ray(stage, lake, run_id, versions, states["pending"], items, resources) if len(states["pending"]) else iter(())
     for fragments, outcomes in _chain(_blocked(states["blocked"]), _as_they_come(results)):
@@ -174,14 +185,14 @@ def pending(
 ) -> pa.Table:
     """What a run of the stage would do, as a table, one row an input, sorted by key. Changes nothing.
 
-    `key`; `fingerprint` that its row ought to have; `made`, the fingerprint that it has (null: there is no row); `missing`, the tables
-    that have no row for it (null: none); `state`; `reason` of an earlier rejection or failure; `attempt`, the number of the next one;
+    `key`; `fingerprint` that its row ought to have; `inputs`, the contents it would be made from, as JSON; `made`, the fingerprint that it
+    has (null: there is no row); `missing`, the tables that have no row for it (null: none); `state`; `reason` of an earlier rejection or failure; `attempt`, the number of the next one;
     `noted`, whether the failures name it. The states: "current"; "rejected" and "failed" for good, that is until data or code change;
     "blocked" by what is missing; "pending"; "gone", a row of the made table whose input is no more (all else but key and made null).
     """
     versions = {table: lake.version(table) for table in stage.reads} if versions is None else versions
     wanted, every = _wanted(stage, lake, versions, keys, items)
-    made = _by_key(lake.read(stage.name, [stage.parent, "fingerprint"], _constants(stage)), "made")
+    made = _by_key(lake.read(stage.name, [stage.parent, "fingerprint"], stage.mine), "made")
     past = lake.read("failures", ["key", "fingerprint", "status", "reason", "attempt"], one_of("stage", [stage.id]))
     past = past.rename_columns(["key", "tried", "status", "reason", "attempt"])
     found = wanted.join(made, "key").join(past, "key").sort_by("key")
@@ -192,7 +203,7 @@ def pending(
     over = pc.or_(pc.equal(found["status"], "rejected"), pc.greater_equal(found["attempt"], attempts))
     open_ = pc.if_else(pc.is_valid(found["missing"]), "blocked", "pending")
     state = pc.if_else(current, "current", pc.if_else(pc.fill_null(pc.and_(again, over), False), found["status"], open_))
-    columns = {name: found[name] for name in ("key", "fingerprint", "made", "missing", "reason")}
+    columns = {name: found[name] for name in ("key", "fingerprint", "inputs", "made", "missing", "reason")}
     attempt = pc.if_else(again, pc.add(found["attempt"], 1), 1)
     ledger = pa.table({**columns, "state": state, "attempt": attempt, "noted": pc.is_valid(found["tried"])})
     if every is None:
@@ -204,35 +215,35 @@ def pending(
 def _wanted(
     stage: Stage, lake: Lake, versions: dict[str, int], keys: Iterable[str] | None, items: list[Item] | None
 ) -> tuple[pa.Table, pa.Table | None]:
-    """(key, fingerprint, missing) of the inputs; and all keys there are (None: unknown, takes on disk come and go)."""
+    """(key, fingerprint, inputs, missing) of the inputs; and all keys there are (None: unknown, takes on disk come and go)."""
     if items is not None:
-        digests = pa.table({"inputs": pa.array([item.digest for item in items], pa.string())})
+        made, told = stage.fingerprints(pa.table({"on disk": pa.array([item.digest for item in items], pa.string())}))
         missing = pa.nulls(len(items), pa.string())
-        return pa.table({"key": [i.key for i in items], "fingerprint": stage.fingerprints(digests), "missing": missing}, _WANTED), None
+        return pa.table({"key": [i.key for i in items], "fingerprint": made, "inputs": told, "missing": missing}, _WANTED), None
     first, *others = versions
-    inputs = _fingerprints_in(lake, first, versions[first], stage.where)
+    inputs = _contents_in(lake, first, versions[first], stage.where)
     every = inputs.select(["key"])
     if keys is not None:
         inputs = inputs.join(pa.table({"key": pa.array(list(keys), pa.string())}), "key", join_type="left semi")
     for table in others:
-        inputs = inputs.join(_fingerprints_in(lake, table, versions[table]), "key")
+        inputs = inputs.join(_contents_in(lake, table, versions[table]), "key")
     names = [pc.if_else(pc.is_null(inputs[table]), table, pa.scalar(None, pa.string())) for table in others]
     missing = pc.binary_join_element_wise(*names, ", ", null_handling="skip") if names else pa.nulls(len(inputs), pa.string())
     missing = pc.if_else(pc.equal(missing, ""), pa.scalar(None, pa.string()), missing)
     parts = pa.table({table: pc.fill_null(inputs[table], "") for table in versions})
-    return pa.table({"key": inputs["key"], "fingerprint": stage.fingerprints(parts), "missing": missing}, _WANTED), every
+    made, told = stage.fingerprints(parts)
+    return pa.table({"key": inputs["key"], "fingerprint": made, "inputs": told, "missing": missing}, _WANTED), every
 
 
-_WANTED = pa.schema([("key", pa.string()), ("fingerprint", pa.string()), ("missing", pa.string())])
+_WANTED = pa.schema([(name, pa.string()) for name in ("key", "fingerprint", "inputs", "missing")])
 
 
-def _fingerprints_in(lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
-    made_from = "content" if table == "takes" else "fingerprint"
-    return _by_key(lake.read(table, [KEYS[table][0], made_from], where, version), table)
+def _contents_in(lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
+    return _by_key(lake.read(table, [KEYS[table][0], "content"], where, version), table)
 
 
 def _by_key(rows: pa.Table, name: str) -> pa.Table:
-    """(key, `name`) from a table of keys and fingerprints, a row a key; "" where a key's rows (clips of one take) disagree."""
+    """(key, `name`) from a table of keys and digests, a row a key; "" where a key's rows (clips of one take) disagree."""
     if pc.count_distinct(rows[0]).as_py() == len(rows):
         return rows.rename_columns(["key", name])
     found = rows.rename_columns(["key", "fp"]).group_by("key").aggregate([("fp", "min"), ("fp", "max")])
@@ -240,12 +251,8 @@ def _by_key(rows: pa.Table, name: str) -> pa.Table:
     return pa.table({"key": found["key"], name: agreed})
 
 
-def _constants(stage: Stage) -> str:
-    return " AND ".join(one_of(column, [value]) for column, value in stage.constants.items())
-
-
 def _among(stage: Stage, keys: Iterable[str]) -> str:
-    return " AND ".join(filter(None, (one_of(stage.parent, keys), _constants(stage))))
+    return " AND ".join(filter(None, (one_of(stage.parent, keys), stage.mine)))
 
 
 # -- what was done -----------------------------------------------------------------------------------------------------
@@ -260,9 +267,10 @@ def _record(stage: Stage, lake: Lake, run_id: str, fragments: list[str], outcome
     counts = {status: str(sum(o["status"] == status for o in outcomes)) for status in ("outputs", "rejected", "failed")}
     together = json.dumps([f for some in fragments for f in json.loads(some)]) if fragments else None
     lake.commit(stage.name, together, _among(stage, stale) if stale else "", {"run_id": run_id, "stage": stage.id, **counts})
-    about = {"stage": stage.id, "run_id": run_id, "at": datetime.now(UTC)}
+    about = {"stage": stage.id, "recipe": stage.recipe, "run_id": run_id, "at": datetime.now(UTC)}
     columns = ("key", "fingerprint", "status", "reason", "detail", "attempt")
-    lake.upsert("failures", [{**about, **{c: o[c] for c in columns}} for o in outcomes if o["status"] != "outputs"])
+    bad = [o for o in outcomes if o["status"] != "outputs"]
+    lake.upsert("failures", [{**about, "inputs": json.loads(o["inputs"]), **{c: o[c] for c in columns}} for o in bad])
     healed = [o["key"] for o in outcomes if o["status"] == "outputs" and o["noted"]]
     if healed:
         lake.commit("failures", None, replace=f"{one_of('stage', [stage.id])} AND {one_of('key', healed)}")
@@ -364,8 +372,8 @@ class _Actor:
             result = self.worker(inputs)
             if isinstance(result, Rejected):
                 return [], {"status": "rejected", "reason": result.reason, "detail": result.detail[:8000]}, 0
-            results = result if isinstance(result, list) else [{self.stage.parent: row["key"], **result}]
-            results = [{**r, **self.stage.constants, "fingerprint": row["fingerprint"], "run_id": self.run_id} for r in results]
+            made_by = {"recipe": self.stage.recipe, "inputs": json.loads(row["inputs"]), "run_id": self.run_id}
+            results = [{**r, "fingerprint": row["fingerprint"], **made_by} for r in finished(self.stage, row["key"], result)]
             return results, {"status": "outputs"}, pa.Table.from_pylist(results, TABLES[self.stage.name]).nbytes
         except (Exception, SystemExit) as error:
             detail = "".join(traceback.format_exception(error))[-8000:]
@@ -380,17 +388,30 @@ class _Actor:
             if "item" in part[0]:
                 yield from ((row, row.pop("item")) for row in part)
                 continue
-            inputs: dict[str, dict] = {row["key"]: {} for row in part}
-            nbytes = 0
-            for i, (table, columns) in enumerate(self.stage.reads.items()):
-                key = KEYS[table][0]
-                where = " AND ".join(filter(None, (one_of(key, inputs), f"({self.stage.where})" if i == 0 and self.stage.where else "")))
-                found = self.lake.read(table, [*dict.fromkeys((key, *columns))], where, self.versions[table])
-                nbytes += found.nbytes
-                for values in found.to_pylist():
-                    inputs[values[key]][table] = values
+            inputs, nbytes = read_rows(self.stage, self.lake, self.versions, [row["key"] for row in part])
             size = max(self.least, len(part) * MEMORY // max(nbytes, 1))
             yield from ((row, inputs[row["key"]]) for row in part)
+
+
+def read_rows(stage: Stage, lake: Lake, versions: dict[str, int], keys: list[str]) -> tuple[dict[str, dict], int]:
+    """What the worker gets for each key, {key: {table: {column: value}}}, and how many bytes that is."""
+    rows: dict[str, dict] = {key: {} for key in keys}
+    nbytes = 0
+    for i, (table, columns) in enumerate(stage.reads.items()):
+        key = KEYS[table][0]
+        where = " AND ".join(filter(None, (one_of(key, keys), f"({stage.where})" if i == 0 and stage.where else "")))
+        found = lake.read(table, [*dict.fromkeys((key, *columns))], where, versions[table])
+        nbytes += found.nbytes
+        for values in found.to_pylist():
+            rows[values[key]][table] = values
+    return rows, nbytes
+
+
+def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:
+    """A worker's answer as rows of the stage's table, with their content: its own word for it, or the digest of all values."""
+    rows = result if isinstance(result, list) else [{stage.parent: key, **result}]
+    stored = as_stored(stage.name, [{**r, **stage.constants} for r in rows])
+    return [{**r, "content": r["content"] or content_of(r, NO_CONTENT)} for r in stored]
 
 
 def _on_ray(

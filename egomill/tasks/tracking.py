@@ -228,8 +228,12 @@ class Tracker:
         self.client.set_registered_model_alias(adapter.name, alias, adapter.version)
 
     def tag_adapter(self, adapter: Adapter, tags: Mapping[str, str]) -> None:
+        self.tag_version(adapter.name, adapter.version, tags)
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Tags on a registered version, without fetching its files."""
         for key, value in tags.items():
-            self.client.set_model_version_tag(adapter.name, adapter.version, key, value)
+            self.client.set_model_version_tag(name, version, key, value)
 
     def resolve(self, spec: str) -> Adapter:
         """The adapter that "name@alias", "name@v3" or "name/3" means, its files on this machine. ValueError where there is none."""
@@ -271,6 +275,41 @@ class Tracker:
             return self.resolve(f"{name}@{CHAMPION}")
         except ValueError:
             return None
+
+    def exists(self) -> bool:
+        """Whether there is a store: asking a database that is not there would make one."""
+        return not self.uri.startswith("sqlite:///") or Path(self.uri.removeprefix("sqlite:///")).is_file()
+
+    def names(self) -> list[str]:
+        """Of all registered adapters."""
+        return [model.name for model in self.client.search_registered_models(max_results=1000)]
+
+    def runs_on(self, release: str) -> list[str]:
+        """The runs that trained on a release, whether or not an adapter came of it."""
+        found, token = [], None
+        while True:
+            page = self.client.search_runs([self._experiment()], filter_string=f"tags.release = '{release}'", page_token=token)
+            found += [run.info.run_id for run in page]
+            if not (token := page.token):
+                return found
+
+    def files(self, run_id: str, path: str = "") -> list[str]:
+        """Paths of a run's artifacts below `path`."""
+        found = []
+        for entry in self.client.list_artifacts(run_id, path or None):
+            found += self.files(run_id, entry.path) if entry.is_dir else [entry.path]
+        return found
+
+    def remove(self, run_id: str, path: str) -> bool:
+        """Delete one of a run's artifacts. False where the store does not let us."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        try:
+            get_artifact_repository(self.client.get_run(run_id).info.artifact_uri).delete_artifacts(path)
+        except (MlflowException, NotImplementedError, OSError):
+            return False
+        return path not in self.files(run_id)
 
     def adapters(self, name: str) -> list[dict]:
         """Every version, oldest first: {version, run_id, tags, aliases}."""

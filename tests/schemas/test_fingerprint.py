@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from egomill.schemas import fingerprint
-from egomill.schemas.fingerprint import code_of, digest, reaches
+from egomill.schemas.fingerprint import code_of, content_of, digest, reaches
 
 
 @pytest.fixture
@@ -64,3 +64,21 @@ def test_digest_ignores_key_order_and_refuses_what_json_cannot_say():
         digest(ast)
     with pytest.raises(ValueError, match="JSON"):
         digest(float("nan"))
+
+
+def test_content_is_of_values_bit_for_bit():
+    row = {"a": 1, "b": 0.0, "c": b"x", "d": [None, {"e": "x"}], "run_id": "1"}
+    same = {"d": [None, {"e": "x"}], "c": b"x", "b": 0.0, "a": 1, "run_id": "2"}
+    assert content_of(row, ("run_id",)) == content_of(same, ("run_id",)) != content_of(row)
+    for other in (
+        {"b": -0.0},
+        {"a": 1.0},
+        {"c": "x"},
+        {"d": [None, {"e": b"x"}]},
+        {"d": [{"e": "x"}, None]},
+        {"a": None},
+        {"b": float("nan")},
+    ):
+        assert content_of({**row, **other}, ("run_id",)) != content_of(row, ("run_id",)), other
+    assert content_of({"x": float("nan")}) == content_of({"x": float("nan")})
+    assert content_of({"x": ["ab", "c"]}) != content_of({"x": ["a", "bc"]})

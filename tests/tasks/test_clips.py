@@ -12,7 +12,7 @@ from tiny_release import EXO, FRAMES, put, write_release, write_take
 from egomill.kernels.cameras import Camera
 from egomill.schemas.config import Clips, Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import TABLES
+from egomill.schemas.tables import MADE, TABLES
 from egomill.schemas.tensors import unpack
 from egomill.tasks import clips, ingest, video, views
 from egomill.tasks.sources import discover
@@ -43,7 +43,7 @@ def test_rows(take):
     rows = windows(take)
     assert [row["start"] for row in rows] == [0, 6, 12]
     assert {row["exo_cam"] for row in rows} == {"cam01"}  # cam02 looks the other way
-    columns = {f.name for f in TABLES["clips"]} - {"fingerprint", "run_id"}
+    columns = {f.name for f in TABLES["clips"]} - set(MADE)
     assert all(set(row) == columns for row in rows)
     pa.Table.from_pylist([{**row, "fingerprint": "f", "run_id": "r"} for row in rows], schema=TABLES["clips"])
     first = rows[0]
@@ -204,3 +204,13 @@ def test_quotas_are_no_part_of_a_clip():
     a, b = (clips.stage(Profile.load("local", [s])) for s in ("clips.train=3", "clips.test=9"))
     assert a.fingerprint(["x"]) == b.fingerprint(["x"])
     assert a.fingerprint(["x"]) != clips.stage(Profile.load("local", ["clips.hop=3.0"])).fingerprint(["x"])
+
+
+def test_a_changed_video_file_changes_the_clip(take):
+    """Later stages decode videos: what they make has to follow the files, though no number of the clip may change."""
+    first, files = windows(take), json.loads(take["files"])
+    for name in (first[0]["exo_video"], first[0]["ego_video"]):
+        other = {**take, "files": json.dumps({**files, name: {**files[name], "sha256": "0" * 64}})}
+        assert all(a["videos"] != b["videos"] for a, b in zip(first, windows(other), strict=True))
+    unseen = {**take, "files": json.dumps({**files, json.loads(take["exo"])["cam02"]["video"]: {"sha256": "0" * 64}})}
+    assert [row["videos"] for row in windows(unseen)] == [row["videos"] for row in first]

@@ -17,7 +17,7 @@ from egomill.kernels.exo_lens import exo_lens
 from egomill.kernels.poses import from_rt, inverse
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import TABLES
+from egomill.schemas.tables import MADE, TABLES
 from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.tasks import depth, directions, priors, video, views
 
@@ -26,7 +26,7 @@ def make(stage, **tables) -> dict:
     """What a stage's worker makes of a row, by way of a pickle as on Ray."""
     made = pickle.loads(pickle.dumps(stage.worker))()({name: {c: table[c] for c in stage.reads[name]} for name, table in tables.items()})
     assert not isinstance(made, Rejected), made
-    assert set(made) == set(TABLES[stage.name].names) - {"clip_id", "fingerprint", "run_id"}
+    assert set(made) == set(TABLES[stage.name].names) - {"clip_id", *MADE}
     return made
 
 

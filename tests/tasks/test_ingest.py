@@ -15,7 +15,7 @@ from egomill.kernels.cameras import Camera
 from egomill.kernels.exo_lens import exo_lens
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import TABLES
+from egomill.schemas.tables import MADE, TABLES
 from egomill.schemas.tensors import unpack
 from egomill.tasks import ingest, video
 from egomill.tasks.sources import discover
@@ -47,7 +47,7 @@ def taken(root, *settings):
 def test_a_sound_take(root):
     take = taken(root)
     assert isinstance(take, dict)
-    assert set(take) == {f.name for f in TABLES["takes"]} - {"fingerprint", "run_id"}
+    assert set(take) == {f.name for f in TABLES["takes"]} - {*MADE} | {"content"}
     assert (take["frames"], take["fps"], take["split"], take["lens_source"]) == (FRAMES, FPS, "train", "calibration file")
     T = unpack(take["T_world_ego"])
     assert T.shape == (FRAMES, 4, 4)

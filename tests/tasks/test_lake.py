@@ -8,7 +8,7 @@ import pytest
 from egomill.schemas.config import Profile
 from egomill.schemas.tables import TABLES
 from egomill.tasks import releases
-from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.lake import Glimpse, Lake, one_of
 
 
 def captions(lake: Lake, texts: dict[str, str]) -> str:
@@ -78,3 +78,50 @@ def test_a_relative_lake_is_the_same_place_from_everywhere(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "elsewhere")
     lake.commit("captions", captions(lake, {"a": "1"}))
     assert (tmp_path / "lake").is_dir()
+
+
+def test_relabelling_rewrites_labels_and_not_what_they_stand_on(tmp_path):
+    lake = Lake(str(tmp_path))
+    lake.commit("captions", captions(lake, {"a": "1", "b": "1", "c": "1"}))
+    lake.commit("captions", captions(lake, {"d": "1"}))
+    lake.commit("captions", None, replace="clip_id = 'b'")
+    kept = {p: p.read_bytes() for p in (tmp_path / "captions.lance" / "data").iterdir()}
+    new = {"a": "2", "c": "3"}
+    count = lake.relabel(
+        "captions", "", lambda row: {"fingerprint": new[row["clip_id"]]} if row["clip_id"] in new else None, ["fingerprint"]
+    )
+    assert count == 2
+    rows = {r["clip_id"]: (r["fingerprint"], r["text"]) for r in lake.read("captions").to_pylist()}
+    assert rows == {"a": ("2", "1"), "c": ("3", "1"), "d": ("1", "1")}
+    assert all(p.read_bytes() == data for p, data in kept.items())
+    assert lake.relabel("captions", "false", lambda row: {"fingerprint": "9"}, ["fingerprint"]) == 0
+
+
+def test_purging_leaves_no_file_that_held_a_deleted_row_and_spares_tagged_versions(tmp_path):
+    lake = Lake(str(tmp_path))
+    lake.commit("captions", captions(lake, {"only-a": "secret one", "b": "1"}))
+    kept = lake.commit("captions", captions(lake, {"c": "1"}), replace="clip_id = 'only-a'")
+    lake.tag("captions", kept, "keep")
+    assert lake.held("captions", "clip_id", "clip_id < 'z'") == {"only-a", "b", "c"}  # deleted, and still on disk
+    lake.purge("captions")
+    assert lake.held("captions", "clip_id", "clip_id = 'only-a'") == set()
+    assert lake.held("captions", "clip_id", "clip_id = 'only-a'", kept) == {"only-a"}  # what is tagged stays
+    lake.untag("captions", "keep")
+    lake.write_fragments("captions", [{"clip_id": "orphan", "text": "secret two"}])
+    lake.open("captions").create_scalar_index("clip_id", "BTREE")
+    lake.purge("captions")
+    assert content(lake) == {"b": "1", "c": "1"}
+    left = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert not [word for word in (b"only-a", b"secret", b"orphan") if word in left]
+    assert lake.versions("captions") == [lake.version("captions")]
+
+
+def test_a_glimpse_creates_nothing_and_cannot_write(tmp_path):
+    glimpse = Glimpse(str(tmp_path / "none"))
+    assert glimpse.read("captions", ["clip_id"], "clip_id = 'a'").num_rows == 0
+    assert glimpse.count("clips", version=glimpse.version("clips")) == 0
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(RuntimeError, match="looked at"):
+        glimpse.upsert("captions", [{"clip_id": "a"}])
+    Lake(glimpse.uri).commit("captions", captions(Lake(glimpse.uri), {"a": "1"}))
+    assert content(glimpse) == {"a": "1"}

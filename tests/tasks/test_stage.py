@@ -36,9 +36,9 @@ def toy(text: str = "hello", calls: str = "") -> Stage:
     return Stage("captions", {"clips": ("take_name",)}, {"text": text}, functools.partial(make, text), where="chosen")
 
 
-def add_clips(lake: Lake, names: list[str], fingerprint: str = "f") -> None:
+def add_clips(lake: Lake, names: list[str], content: str = "f") -> None:
     empty = dict.fromkeys(TABLES["clips"].names)
-    rows = [{**empty, "clip_id": f"c{i}", "take_name": n, "chosen": True, "fingerprint": fingerprint} for i, n in enumerate(names)]
+    rows = [{**empty, "clip_id": f"c{i}", "take_name": n, "chosen": True, "content": content} for i, n in enumerate(names)]
     lake.commit("clips", lake.write_fragments("clips", rows), replace="true")
 
 
@@ -83,11 +83,11 @@ def test_changed_settings_and_changed_inputs_replace_rows_and_gone_inputs_retire
     run(toy(), lake, "r1", GENEROUS)
     assert run(toy("bye"), lake, "r2", GENEROUS).computed == 2
     assert texts(lake) == {"c0": "bye a", "c1": "bye b"}
-    add_clips(lake, ["bad"], fingerprint="g")
+    add_clips(lake, ["bad"], content="g")
     report = run(toy("bye"), lake, "r3", GENEROUS)
     assert (report.rejected, report.retired, report.computed) == (1, 1, 0)
     assert texts(lake) == {}  # what was rejected now keeps no stale row
-    add_clips(lake, ["fine"], fingerprint="h")
+    add_clips(lake, ["fine"], content="h")
     assert run(toy("bye"), lake, "r4", GENEROUS).outputs == 1
     assert lake.count("failures") == 0
 

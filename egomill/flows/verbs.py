@@ -1,0 +1,84 @@
+"""What one asks of a lake beside making it: plan, adopt, verify, forget. Plain functions; the ones that write are recorded as runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from egomill.flows.generate import resolve
+from egomill.flows.rebuild import stages
+from egomill.schemas.config import Profile
+from egomill.tasks import adopt as adopting
+from egomill.tasks import forget as forgetting
+from egomill.tasks import generate as generations
+from egomill.tasks import plan as planning
+from egomill.tasks import rederive, releases, runs, scores, sources
+from egomill.tasks import verify as verifying
+from egomill.tasks.clips import selected
+from egomill.tasks.lake import Glimpse, Lake
+from egomill.tasks.runs import recorded
+from egomill.tasks.stage import Stage
+from egomill.tasks.tracking import Tracker
+
+
+def plan(lake: str, sources_: list[str], profile: str = "local", settings: list[str] | None = None) -> list[dict]:
+    """What `rebuild` with the same arguments would compute, a dict a stage (tasks/plan.py). Nothing is run or written."""
+    settings_, at = Profile.load(profile, settings or []), Glimpse(lake)
+    found = forgetting.withheld(at, sources.discover([Path(s) for s in sources_]))
+    chosen = selected(at, settings_.clips)
+    take, cut, *derived = stages(settings_)
+    steps = [(take, None, found), (cut, None, None), *((stage, chosen, None) for stage in derived)]
+    return planning.plan(at, steps, settings_.resources.attempts)
+
+
+def adopt(
+    lake: str,
+    stage: str,
+    profile: str = "local",
+    settings: list[str] | None = None,
+    sample: int = 5,
+    tolerance: float = 0.0,
+    seed: int | None = None,
+    tracking: str = "",
+) -> dict:
+    """Declare a stage's rows current after a refactor, if a sample comes out as it is stored (tasks/adopt.py). A run of the lake."""
+    settings_ = Profile.load(profile, settings or [])
+    with recorded(Lake(lake), "adopt", settings_, __name__) as run:
+        made = _named(stage, settings_, lake, tracking)
+        items = None if made.reads else rederive.on_disk(run.lake)
+        answer = adopting.adopt(made, run.lake, sample, tolerance, seed, items)
+        run.detail = json.dumps(answer)
+        return answer
+
+
+def verify(lake: str, release: str, sample: int = 3, seed: int | None = None) -> dict[str, Any]:
+    """Make random rows of a release again and compare them (tasks/verify.py). Reads only."""
+    at = Glimpse(lake)
+    found = releases.get(at, release)
+    tables = verifying.verify(at, found, stages(Profile(**found["profile"])), sample, seed)
+    return {"release": found["name"], "tables": tables, **{k: sum(t[k] for t in tables) for k in ("ok", "differs", "cannot")}}
+
+
+def forget(lake: str, take: str, tracking: str = "", nothing_runs: bool = False) -> dict[str, Any]:
+    """Remove a take from the lake and from its disk (tasks/forget.py). ValueError on an unknown take, and where a run may be writing."""
+    at = Lake(lake)
+    known = forgetting.find(at, take)
+    busy = [f"{r['run_id']} ({r['flow']}, {r['started']:%F %T})" for r in runs.history(at, 1000) if r["status"] == "running"]
+    if busy and not nothing_runs:
+        raise ValueError(f"these runs may be writing: {', '.join(busy)}; say --nothing-runs where they are dead")
+    tracker = Tracker.of(tracking, lake) if tracking or at.is_local else None
+    with recorded(at, "forget", Profile.load("local"), __name__) as run:
+        return forgetting.forget(at, tracker if tracker and tracker.exists() else None, known, run.id)
+
+
+def _named(name: str, profile: Profile, lake: str, tracking: str) -> Stage:
+    """A stage by its name in reports: "depth", "generations/egox@v3", "scores/prior"."""
+    kind, _, adapter = name.partition("/")
+    if kind in ("generations", "scores") and adapter:
+        spec, folder = resolve(lake, adapter, tracking)
+        return generations.stage(profile, spec, folder) if kind == "generations" else scores.stage(profile, spec)
+    known = {stage.name: stage for stage in stages(profile)}
+    if kind not in known:
+        raise ValueError(f"no stage {name!r}; known: {', '.join(known)}, generations/ADAPTER, scores/ADAPTER")
+    return known[kind]
