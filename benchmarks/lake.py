@@ -2,10 +2,10 @@
 
     python benchmarks/lake.py [--clips 100000] [--rows 1000000] [--json]
 
-The stage is captions from clips, with a worker that sleeps. `changed_1pct_ratio` is the wall clock of a rebuild after 1 % of the clips (whole
-takes of fifty) changed, over that of the first one, with `--sleep` seconds a row. `overhead_1000` is what a stage of 100 ms a row takes beyond
-its rows' 100 ms, on one actor, from the first commit to the last: starting Ray, the pool and the first shard is left out (`start_s`). The tables
-are real; "clips" and "takes" hold no cameras and poses.
+The stage is captions from clips, with a worker that sleeps. `changed_1pct_ratio`: the wall clock of a rebuild after 1 % of the clips
+(whole takes of fifty) changed, over that of the first build, at `--sleep` seconds a row. `overhead_1000`: what a stage of 100 ms a row
+takes beyond its rows' 100 ms, on one actor, from the first commit to the last; starting Ray and the pool is left out (`start_s`).
+Tables are real ones; the clips have no cameras and poses.
 """
 
 from __future__ import annotations
