@@ -56,7 +56,7 @@ def clip_rows(count: int, first: int = 0, version: int = 0) -> list[dict]:
     for i in range(first, first + count):
         take = f"take{i // PER_TAKE:06d}"
         about = {"clip_id": f"{take}.cam01.{i % PER_TAKE:06d}", "take_uid": take, "take_name": take, "chosen": True, "split": "train"}
-        found.append({**about, "fingerprint": digest(i, version), "exo_cam": "cam01", "start": i % PER_TAKE})
+        found.append({**about, "content": digest(i, version), "exo_cam": "cam01", "start": i % PER_TAKE})
     return found
 
 
@@ -111,9 +111,13 @@ def million(folder: str, count: int) -> dict[str, float]:
     for first in range(0, count, 200_000):
         rows = clip_rows(min(200_000, count - first), first)
         add(lake, "clips", rows)
-        made = stage.fingerprints(pa.table({"clips": [row["fingerprint"] for row in rows]})).to_pylist()
-        add(lake, "captions", [{"clip_id": r["clip_id"], "fingerprint": fp, "text": ""} for r, fp in zip(rows, made, strict=True)])
-        add(lake, "latents", [{"clip_id": r["clip_id"], "model": "m", "fingerprint": ""} for r in rows])
+        made = stage.fingerprints(pa.table({"clips": [row["content"] for row in rows]}))[0].to_pylist()
+        add(
+            lake,
+            "captions",
+            [{"clip_id": r["clip_id"], "fingerprint": fp, "content": fp, "text": ""} for r, fp in zip(rows, made, strict=True)],
+        )
+        add(lake, "latents", [{"clip_id": r["clip_id"], "model": "m", "content": ""} for r in rows])
     before = peak()
     ask, ledger = timed(pending, stage, lake)
     assert (len(ledger), set(ledger["state"].to_pylist())) == (count, {"current"})

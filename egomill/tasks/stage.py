@@ -186,9 +186,10 @@ def pending(
     """What a run of the stage would do, as a table, one row an input, sorted by key. Changes nothing.
 
     `key`; `fingerprint` that its row ought to have; `inputs`, the contents it would be made from, as JSON; `made`, the fingerprint that it
-    has (null: there is no row); `missing`, the tables that have no row for it (null: none); `state`; `reason` of an earlier rejection or failure; `attempt`, the number of the next one;
-    `noted`, whether the failures name it. The states: "current"; "rejected" and "failed" for good, that is until data or code change;
-    "blocked" by what is missing; "pending"; "gone", a row of the made table whose input is no more (all else but key and made null).
+    has (null: there is no row); `missing`, the tables that have no row for it (null: none); `state`; `reason` of an earlier rejection or
+    failure; `attempt`, the number of the next one; `noted`, whether the failures name it. The states: "current"; "rejected" and "failed"
+    for good, that is until data or code change; "blocked" by what is missing; "pending"; "gone", a row of the made table whose input is no
+    more (all else but key and made null).
     """
     versions = {table: lake.version(table) for table in stage.reads} if versions is None else versions
     wanted, every = _wanted(stage, lake, versions, keys, items)
