@@ -1,6 +1,6 @@
 """The runner's promises on a toy stage: captions from clips."""
 
-from __future__ import annotations
+from __future__ import json
 
 import ctypes
 import functools
@@ -186,4 +186,6 @@ def test_the_worker_runs_without_ray():
 def test_many_fingerprints_are_those_of_one(tmp_path):
     stage, inputs = toy(), [["a1", 'quoted "\u00e9"'], ["b", ""]]
     columns = pa.table({"x": [row[0] for row in inputs], "y": [row[1] for row in inputs]})
-    assert stage.fingerprints(columns).to_pylist() == [stage.fingerprint(row) for row in inputs]
+    made, told = stage.fingerprints(columns)
+    assert made.to_pylist() == [stage.fingerprint(row) for row in inputs]
+    assert [json.loads(text) for text in told.to_pylist()] == inputs
