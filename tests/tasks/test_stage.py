@@ -1,9 +1,10 @@
 """The runner's promises on a toy stage: captions from clips."""
 
-from __future__ import json
+from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
 import re
 import signal
