@@ -308,6 +308,15 @@ def one_of(column: str, values: Iterable[Any]) -> str:
     return f"{column} IN ({quoted})" if quoted else "false"
 
 
+def together(written: Iterable[str]) -> str | None:
+    """What several calls of `write_fragments` gave, as one for `commit` (None of none). No key may stand in two of them."""
+    parts = [json.loads(one) for one in written]
+    if not parts:
+        return None
+    joined = {name: [x for part in parts for x in part[name]] for name in ("fragments", "keys")}
+    return json.dumps({**joined, "written": min(part["written"] for part in parts)})
+
+
 def _outrun(error: OSError) -> bool:
     """Another's commit came between. Lance says so with an error of its own in some places, with a plain one in others."""
     return isinstance(error, CommitConflictError) or "commit conflict" in str(error).lower()

@@ -32,7 +32,7 @@ from egomill.schemas.fingerprint import code_parts, content_of, digest
 from egomill.schemas.outcome import Rejected, Report, StageFailed
 from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
 from egomill.tasks import recipes
-from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.lake import Lake, one_of, together
 from egomill.tasks.watch import Journal, Watch
 
 pc: Any = pyarrow.compute  # which makes its functions while it is imported: type checkers cannot see them
@@ -266,8 +266,8 @@ def _record(stage: Stage, lake: Lake, run_id: str, fragments: list[str], outcome
     """Make shards visible: their rows first, then their failures. A crash between the two costs a recomputation of the failures."""
     stale = [o["key"] for o in outcomes if o["made"] is not None]
     counts = {status: str(sum(o["status"] == status for o in outcomes)) for status in ("outputs", "rejected", "failed")}
-    together = json.dumps([f for some in fragments for f in json.loads(some)]) if fragments else None
-    lake.commit(stage.name, together, _among(stage, stale) if stale else "", {"run_id": run_id, "stage": stage.id, **counts})
+    replace = _among(stage, stale) if stale else ""
+    lake.commit(stage.name, together(fragments), replace, {"run_id": run_id, "stage": stage.id, **counts})
     about = {"stage": stage.id, "recipe": stage.recipe, "run_id": run_id, "at": datetime.now(UTC)}
     columns = ("key", "fingerprint", "status", "reason", "detail", "attempt")
     bad = [o for o in outcomes if o["status"] != "outputs"]
