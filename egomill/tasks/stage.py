@@ -228,9 +228,9 @@ def _wanted(
         inputs = inputs.join(pa.table({"key": pa.array(list(keys), pa.string())}), "key", join_type="left semi")
     for table in others:
         inputs = inputs.join(_contents_in(lake, table, versions[table]), "key")
-    names = [pc.if_else(pc.is_null(inputs[table]), table, pa.scalar(None, pa.string())) for table in others]
-    missing = pc.binary_join_element_wise(*names, ", ", null_handling="skip") if names else pa.nulls(len(inputs), pa.string())
-    missing = pc.if_else(pc.equal(missing, ""), pa.scalar(None, pa.string()), missing)
+    absent = zip(*(pc.is_null(inputs[table]).to_pylist() for table in others), strict=True) if others else ((),) * len(inputs)
+    lacking = [", ".join(table for table, gone in zip(others, row, strict=True) if gone) or None for row in absent]
+    missing = pa.array(lacking, pa.string())
     parts = pa.table({table: pc.fill_null(inputs[table], "") for table in versions})
     made, told = stage.fingerprints(parts)
     return pa.table({"key": inputs["key"], "fingerprint": made, "inputs": told, "missing": missing}, _WANTED), every
