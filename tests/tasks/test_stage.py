@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
 import re
 import signal
@@ -188,4 +189,6 @@ def test_the_worker_runs_without_ray():
 def test_many_fingerprints_are_those_of_one(tmp_path):
     stage, inputs = toy(), [["a1", 'quoted "\u00e9"'], ["b", ""]]
     columns = pa.table({"x": [row[0] for row in inputs], "y": [row[1] for row in inputs]})
-    assert stage.fingerprints(columns).to_pylist() == [stage.fingerprint(row) for row in inputs]
+    made, told = stage.fingerprints(columns)
+    assert made.to_pylist() == [stage.fingerprint(row) for row in inputs]
+    assert [json.loads(text) for text in told.to_pylist()] == inputs
