@@ -2,10 +2,10 @@
 
     python benchmarks/lake.py [--clips 100000] [--rows 1000000] [--json]
 
-The stage is captions from clips, with a worker that sleeps. `changed_1pct_ratio`: the wall clock of a rebuild after 1 % of the clips
-(whole takes of fifty) changed, over that of the first build, at `--sleep` seconds a row. `overhead_1000`: what a stage of 100 ms a row
-takes beyond its rows' 100 ms, on one actor, from the first commit to the last; starting Ray and the pool is left out (`start_s`).
-Tables are real ones; the clips have no cameras and poses.
+The stage is captions from clips, with a worker that sleeps. `changed_1pct_ratio`: what a rebuild costs after 1 % of the clips (whole takes
+of fifty) changed, over what the first build cost, at `--sleep` seconds a row. `overhead_1000`: what a stage of 100 ms a row takes beyond
+its rows' 100 ms, on one actor. Starting Ray and its actors, which costs the same for one row and for a million, is left out of both (from
+the ledger to the first result; `start_s`); `changed_1pct_wall_ratio` leaves nothing out. Tables are real; the clips have no poses.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import typer
 
 from egomill.schemas.config import Profile, Resources
 from egomill.schemas.fingerprint import digest
+from egomill.schemas.outcome import Report
 from egomill.tasks import clips, lineage, releases
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.stage import Stage, pending, run
@@ -63,30 +64,42 @@ def timed(function: Callable, *args: Any, **kwargs: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def build(stage: Stage, lake: Lake, resources: Resources, row: float, **inputs: Any) -> tuple[Report, float, float, list[tuple]]:
+    """Run the stage; its report, wall clock, the part of it that started actors, and when how many rows were done."""
+    look, _ = timed(pending, stage, lake, **inputs)
+    begun, done = time.perf_counter(), []
+    wall, report = timed(run, stage, lake, "r", resources, **inputs, progress=lambda n, _: done.append((time.perf_counter(), n)))
+    start = max(0.0, done[0][0] - begun - look - resources.shard * row) if done else 0.0
+    return report, wall, start, done
+
+
 def many(folder: str, count: int, seconds: float) -> dict[str, float]:
     """A first build of `count` clips, one with nothing to do, one after 1 % changed."""
     lake, stage = Lake(f"{folder}/many"), captions(seconds)
     resources = Resources(cpus={"captions": 0.5}, failure_threshold=0)
     add(lake, "clips", clip_rows(count))
-    full, report = timed(run, stage, lake, "full", resources)
+    report, full, full_start, _ = build(stage, lake, resources, seconds)
     assert report.computed == count
-    before = peak()
-    nothing, report = timed(run, stage, lake, "nothing", resources)
+    first_peak = peak()
+    report, nothing, _, _ = build(stage, lake, resources, seconds)
     assert (report.computed, report.outputs) == (0, count)
     select, chosen = timed(clips.selected, lake, Profile.load().clips)
     changed = max(PER_TAKE, count // 100 // PER_TAKE * PER_TAKE)
     rows = clip_rows(changed, first=count // 2 // PER_TAKE * PER_TAKE, version=1)
     add(lake, "clips", rows, replace=one_of("take_uid", {row["take_uid"] for row in rows}))
-    little, report = timed(run, stage, lake, "little", resources, keys=chosen)
+    report, little, little_start, _ = build(stage, lake, resources, seconds, keys=chosen)
     assert (report.computed, lake.count("captions")) == (changed, count)
     return {
         "noop_100k_s": nothing,
-        "changed_1pct_ratio": little / full,
+        "changed_1pct_ratio": (little - little_start) / (full - full_start),
+        "changed_1pct_wall_ratio": little / full,
         "full_s": full,
+        "full_start_s": full_start,
         "changed_1pct_s": little,
+        "changed_1pct_start_s": little_start,
         "selected_s": select,
-        "driver_peak_mb_full": before,
-        "driver_peak_mb_changed": peak(),
+        "driver_peak_mb": first_peak,
+        "driver_peak_rise_mb": peak() - first_peak,
     }
 
 
@@ -94,12 +107,12 @@ def thousand(folder: str, count: int = 1000, seconds: float = 0.1) -> dict[str, 
     """A stage that takes long enough to matter: what it takes beyond its rows' own time."""
     import ray
 
-    lake, seen = Lake(f"{folder}/thousand"), []
+    lake = Lake(f"{folder}/thousand")
     add(lake, "clips", clip_rows(count))
     one_actor = Resources(cpus={"captions": ray.cluster_resources()["CPU"]}, failure_threshold=0)
-    wall, _ = timed(run, captions(seconds), lake, "r", one_actor, progress=lambda done, _: seen.append((time.perf_counter(), done)))
-    (start, before), (end, after) = seen[0], seen[-1]
-    return {"overhead_1000": (end - start) / ((after - before) * seconds) - 1, "start_s": wall - (end - start)}
+    _, _, start, done = build(captions(seconds), lake, one_actor, seconds)
+    (begin, before), (end, after) = done[0], done[-1]
+    return {"overhead_1000": (end - begin) / ((after - before) * seconds) - 1, "start_s": start}
 
 
 def million(folder: str, count: int) -> dict[str, float]:

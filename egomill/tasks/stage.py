@@ -374,6 +374,8 @@ class _Actor:
                 return [], {"status": "rejected", "reason": result.reason, "detail": result.detail[:8000]}, 0
             made_by = {"recipe": self.stage.recipe, "inputs": json.loads(row["inputs"]), "run_id": self.run_id}
             results = [{**r, "fingerprint": row["fingerprint"], **made_by} for r in finished(self.stage, row["key"], result)]
+            if len({tuple(r[column] for column in KEYS[self.stage.name]) for r in results}) < len(results):
+                raise ValueError("the worker made two rows of one key")
             return results, {"status": "outputs"}, pa.Table.from_pylist(results, TABLES[self.stage.name]).nbytes
         except (Exception, SystemExit) as error:
             detail = "".join(traceback.format_exception(error))[-8000:]

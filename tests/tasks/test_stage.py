@@ -139,6 +139,8 @@ def deadly() -> Stage:
                 sys.exit(3)
             elif name == "unfit":
                 return {"text": ["no", "string"], "source": "toy"}
+            elif name == "doubled":
+                return [{"clip_id": "x", "text": "", "source": "toy"}] * 2
             return {"text": f"hello {name}", "source": "toy"}
 
         return work
@@ -148,18 +150,18 @@ def deadly() -> Stage:
 
 def test_a_row_that_hangs_or_kills_is_lost_alone_and_named(tmp_path):
     lake = Lake(str(tmp_path))
-    add_clips(lake, ["a", "hang", "b", "segfault", "c", "killed", "d", "exit", "e", "unfit", "f"])
-    settings = Resources(failure_threshold=1.0, shard=11, timeouts={"captions": 5.0})
+    add_clips(lake, ["a", "hang", "b", "segfault", "c", "killed", "d", "exit", "e", "unfit", "f", "doubled"])
+    settings = Resources(failure_threshold=1.0, shard=12, timeouts={"captions": 5.0})
     report = run(deadly(), lake, "r1", settings)
-    assert (report.inputs, report.outputs, report.failed) == (11, 6, 5)
+    assert (report.inputs, report.outputs, report.failed) == (12, 6, 6)
     assert sorted(texts(lake).values()) == [f"hello {name}" for name in "abcdef"]
     failed = {r["key"]: r for r in lake.read("failures").to_pylist()}
-    named = {"c1": "Timeout", "c3": "WorkerDied", "c5": "WorkerDied", "c7": "SystemExit", "c9": "ArrowTypeError"}
+    named = {"c1": "Timeout", "c3": "WorkerDied", "c5": "WorkerDied", "c7": "SystemExit", "c9": "ArrowTypeError", "c11": "ValueError"}
     assert {key: r["reason"] for key, r in failed.items()} == named
     assert "in work" in failed["c1"]["detail"]  # where it hung
     assert "Segmentation fault" in failed["c3"]["detail"]
     assert "without a word" in failed["c5"]["detail"]
-    assert set(named.values()) - {"SystemExit", "ArrowTypeError"} == set(FAULTS)
+    assert set(FAULTS) < set(named.values())
 
 
 def test_retrying_by_reason_gives_rows_all_their_attempts_again(tmp_path):
