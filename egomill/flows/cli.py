@@ -526,3 +526,7 @@ def main() -> None:
         what = f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`"
         err.print(f"[red]failed:[/] {what}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
