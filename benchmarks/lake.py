@@ -26,7 +26,7 @@ from egomill.schemas.config import Profile, Resources
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Report
 from egomill.tasks import clips, lineage, releases
-from egomill.tasks.lake import Lake, one_of, together
+from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.stage import Stage, pending, run
 
 PER_TAKE = 50
@@ -46,7 +46,7 @@ def captions(seconds: float) -> Stage:
 
 def add(lake: Lake, table: str, rows: list[dict], replace: str = "") -> None:
     """Rows of made-up content in fragments of 64 thousand, one commit."""
-    lake.commit(table, together(lake.write_fragments(table, rows[i : i + 65536]) for i in range(0, len(rows), 65536)), replace)
+    lake.commit(table, [lake.write_fragments(table, rows[i : i + 65536]) for i in range(0, len(rows), 65536)], replace)
 
 
 def clip_rows(count: int, first: int = 0, version: int = 0) -> list[dict]:

@@ -188,10 +188,21 @@ def up(lake: Lake = "lake", host: str = "127.0.0.1", prefect_port: int = 4200, m
 
 
 @app.command()
-def plan(sources: list[Path], lake: Lake = "lake", profile: Profile = "local", set_: Set = None, json_: Json = False) -> None:
-    """What a rebuild with the same arguments would compute, and why. Nothing is run or written."""
+def plan(
+    sources: Annotated[list[Path] | None, typer.Argument(help="None: what the profile's training will cost.")] = None,
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    rate: Annotated[float, typer.Option(help="TFLOP/s that one worker reaches in training, for hours.")] = 0.0,
+    json_: Json = False,
+) -> None:
+    """What a rebuild with the same arguments would compute, and why; without sources, what a training costs. Runs and writes nothing."""
     from egomill.flows.verbs import plan as ask
+    from egomill.flows.verbs import sizes
 
+    if not sources:
+        costs = sizes(profile, set_ or [], rate)
+        return _answer(costs, json_, lambda: _costs(costs))
     steps = ask(lake, [str(s.absolute()) for s in sources], profile, set_ or [])
 
     def show() -> None:
@@ -467,6 +478,25 @@ def _answer(value: Any, as_json: bool, show: Any) -> None:
         show()
 
 
+def _costs(found: dict) -> None:
+    """What `plan` says of a training: one line a figure."""
+    step, tokens = found["step"], found["tokens"]
+    hours = "give --rate" if found["hours"] is None else f"{found['hours']:.1f}"
+    lines = {
+        "tokens of a clip": f"{tokens['all']:,} = {tokens['exo']:,} exo + {tokens['ego']:,} ego, {tokens['frames']} latent frames",
+        "parameters": f"{step['parameters']:,}, and {step['trained']:,} trained",
+        "arithmetic": f"{step['tflop']:,.3g} TFLOP a pass and worker",
+        "memory": f"{found['memory_gib']:,.3g} GiB a worker: base {step['base_gib']:.3g}, adapter with gradients and moments "
+        f"{step['adapter_gib']:.3g}, activations {step['activations_gib']:.3g}",
+        "samples seen": f"{found['samples']:,} by {found['workers']} workers",
+        "hours": hours,
+    }
+    if found["latents_gib"] is not None:
+        lines["latents"] = f"{found['latents_gib']:.3g} GiB for {found['clips']:,} clips, before compression"
+    for name, value in lines.items():
+        out.print(f"{name:18} {value}", highlight=False, soft_wrap=True)
+
+
 def _table(title: str, rows: list[dict], columns: list[str]) -> None:
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for column in columns:
@@ -496,3 +526,7 @@ def main() -> None:
         what = f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`"
         err.print(f"[red]failed:[/] {what}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from egomill.tasks import forget as forgetting
 from egomill.tasks import generate as generations
 from egomill.tasks import plan as planning
 from egomill.tasks import rederive, releases, runs, scores, sources
+from egomill.tasks import sizes as counting
 from egomill.tasks import verify as verifying
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Glimpse, Lake
@@ -30,6 +31,11 @@ def plan(lake: str, sources_: list[str], profile: str = "local", settings: list[
     take, cut, *derived = stages(settings_)
     steps = [(take, None, found), (cut, None, None), *((stage, chosen, None) for stage in derived)]
     return planning.plan(at, steps, settings_.resources.attempts)
+
+
+def sizes(profile: str, settings: list[str], rate: float = 0.0) -> dict:
+    """What training by a profile costs (tasks/sizes.py); hours only with a `rate` in TFLOP/s."""
+    return counting.estimate(Profile.load(profile, settings), rate)
 
 
 def adopt(

@@ -13,8 +13,8 @@ The keys' directions differ by query frame: a table of 32 bytes a token for each
 not kept for the backward pass. A block of queries reads the table of its frame; one that lies across two frames reads both. Inputs in
 single precision are multiplied as three TF32 products each, which keeps nearly all of their digits.
 
-Block sizes are chosen by autotuning, at the first call for a number of tokens, among candidates that compile for compute capability 9.0
-with few or no registers spilled. None of it has been timed on a GPU. On CPU the same code runs in Triton's interpreter
+Block sizes are chosen by autotuning, at the first call for a number of tokens, among candidates that compile for compute capability 9.0.
+Neither they nor the kernels have run or been timed on a GPU. On CPU the same code runs in Triton's interpreter
 (TRITON_INTERPRET=1) in single and half precision; the interpreter cannot multiply bfloat16.
 """
 

@@ -113,23 +113,25 @@ class Lake:
         fragments = write_fragments(data, self.path(table), schema=TABLES[table], **_STORAGE)
         return json.dumps({"fragments": [f.to_json() for f in fragments], "keys": keys, "written": time.time()})
 
-    def commit(self, table: str, fragments: str | None, replace: str = "", properties: dict[str, str] | None = None) -> int:
-        """Driver's half: in one transaction delete the rows that meet `replace` or have a key of the fragments, and add these.
+    def commit(self, table: str, fragments: str | Sequence[str] | None, replace: str = "", properties: dict[str, str] | None = None) -> int:
+        """Driver's half: in one transaction delete the rows that meet `replace` or have a key of the fragments, and add these, as
+        `write_fragments` returned them, whichever workers wrote them.
 
         Returns the version. Fragments that are in the table already (a commit that succeeded, but whose caller never heard) change nothing.
         `properties` (who, when, how many) are kept in the transaction: the first of the places where lineage is written.
         Errors: ValueError for fragments that clean-up may have taken, or is about to; OSError where others were faster 200 times.
         """
-        brought = json.loads(fragments) if fragments else {"fragments": [], "keys": [], "written": time.time()}
-        new = [FragmentMetadata.from_json(json.dumps(f)) for f in brought["fragments"]]
-        keys = {tuple(key) for key in brought["keys"]}
+        brought = [json.loads(text) for text in ([fragments] if isinstance(fragments, str) else fragments or ())]
+        new = [FragmentMetadata.from_json(json.dumps(f)) for b in brought for f in b["fragments"]]
+        keys = {tuple(key) for b in brought for key in b["keys"]}
+        written = min((b["written"] for b in brought), default=0.0)
         files = {f.files[0].path for f in new}
         for attempt in range(_ATTEMPTS):
             data = self.open(table)
             present, suspects = _look(data, table, keys)
             if new and files & set(present.values()):
                 return data.version
-            if new and attempt == 0 and not self._usable(table, files, brought["written"]):
+            if new and attempt == 0 and not self._usable(table, files, written):
                 raise ValueError(f"table {table}: files written over {FRESH_DAYS} days ago, or gone: write them again")
             removed, updated = _without(data, table, replace, keys, suspects)
             if not (new or removed or updated):
@@ -160,7 +162,7 @@ class Lake:
     def upsert(self, table: str, rows: list[dict]) -> None:
         """Insert rows, or overwrite those of the same key. For the small tables that the driver writes (failures, runs, releases)."""
         if rows:
-            self.commit(table, self.write_fragments(table, rows))
+            self.commit(table, [self.write_fragments(table, rows)])
 
     # -- versions --------------------------------------------------------------------------------------------------
 
@@ -299,22 +301,13 @@ class Glimpse(Lake):
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError(f"{self.uri} is only looked at")
 
-    write_fragments = commit = upsert = tag = compact = untag = relabel = purge = _refuse
+    write_fragments = commit = upsert = tag = compact = index = clean = untag = relabel = purge = _refuse
 
 
 def one_of(column: str, values: Iterable[Any]) -> str:
     """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""
     quoted = ", ".join("'" + str(v).replace("'", "''") + "'" for v in values)
     return f"{column} IN ({quoted})" if quoted else "false"
-
-
-def together(written: Iterable[str]) -> str | None:
-    """What several calls of `write_fragments` gave, as one for `commit` (None of none). No key may stand in two of them."""
-    parts = [json.loads(one) for one in written]
-    if not parts:
-        return None
-    joined = {name: [x for part in parts for x in part[name]] for name in ("fragments", "keys")}
-    return json.dumps({**joined, "written": min(part["written"] for part in parts)})
 
 
 def _outrun(error: OSError) -> bool:

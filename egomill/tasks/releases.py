@@ -21,7 +21,8 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
 
     Errors: ValueError where a check fails (and then no release exists), or where `name` is taken by other versions.
     """
-    tables = {table: lake.version(table) for table in RELEASED}
+    # Children first: what another rebuild adds meanwhile to a parent does no harm, a child without its parent would.
+    tables = {table: lake.version(table) for table in reversed(RELEASED)}
     last = latest(lake)
     content = last["content"] if last and last["tables"] == tables else digests(lake, tables)
     if last and last["content"] == content and name in ("", last["name"]):

@@ -32,7 +32,7 @@ from egomill.schemas.fingerprint import code_parts, content_of, digest
 from egomill.schemas.outcome import Rejected, Report, StageFailed
 from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
 from egomill.tasks import recipes
-from egomill.tasks.lake import Lake, one_of, together
+from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.watch import Journal, Watch
 
 pc: Any = pyarrow.compute  # which makes its functions while it is imported: type checkers cannot see them
@@ -228,9 +228,9 @@ def _wanted(
         inputs = inputs.join(pa.table({"key": pa.array(list(keys), pa.string())}), "key", join_type="left semi")
     for table in others:
         inputs = inputs.join(_contents_in(lake, table, versions[table]), "key")
-    names = [pc.if_else(pc.is_null(inputs[table]), table, pa.scalar(None, pa.string())) for table in others]
-    missing = pc.binary_join_element_wise(*names, ", ", null_handling="skip") if names else pa.nulls(len(inputs), pa.string())
-    missing = pc.if_else(pc.equal(missing, ""), pa.scalar(None, pa.string()), missing)
+    absent = zip(*(pc.is_null(inputs[table]).to_pylist() for table in others), strict=True) if others else ((),) * len(inputs)
+    lacking = [", ".join(table for table, gone in zip(others, row, strict=True) if gone) or None for row in absent]
+    missing = pa.array(lacking, pa.string())
     parts = pa.table({table: pc.fill_null(inputs[table], "") for table in versions})
     made, told = stage.fingerprints(parts)
     return pa.table({"key": inputs["key"], "fingerprint": made, "inputs": told, "missing": missing}, _WANTED), every
@@ -266,8 +266,7 @@ def _record(stage: Stage, lake: Lake, run_id: str, fragments: list[str], outcome
     """Make shards visible: their rows first, then their failures. A crash between the two costs a recomputation of the failures."""
     stale = [o["key"] for o in outcomes if o["made"] is not None]
     counts = {status: str(sum(o["status"] == status for o in outcomes)) for status in ("outputs", "rejected", "failed")}
-    replace = _among(stage, stale) if stale else ""
-    lake.commit(stage.name, together(fragments), replace, {"run_id": run_id, "stage": stage.id, **counts})
+    lake.commit(stage.name, fragments, _among(stage, stale) if stale else "", {"run_id": run_id, "stage": stage.id, **counts})
     about = {"stage": stage.id, "recipe": stage.recipe, "run_id": run_id, "at": datetime.now(UTC)}
     columns = ("key", "fingerprint", "status", "reason", "detail", "attempt")
     bad = [o for o in outcomes if o["status"] != "outputs"]

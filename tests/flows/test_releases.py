@@ -57,7 +57,7 @@ def test_a_diff_says_which_clips_came_went_and_changed_by_which_stage_and_why(sm
 
 def test_create_list_show_and_diff_on_the_command_line(small):
     at = ("--json", "--lake", small.lake.uri)
-    made = json.loads(egomill("release", "create", "mine", *at).stdout)
+    made = json.loads(egomill("release", "create", "--name", "mine", *at).stdout)
     assert made["name"] == "mine"
     assert {r["name"] for r in json.loads(egomill("release", "list", *at).stdout)} == {"first", "mine"}
     assert set(json.loads(egomill("release", "diff", "first", "mine", *at).stdout)["tables"]) == set(RELEASED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def test_two_rebuilds_at_once(where, takes, tmp_path, request):
     lake = Lake(str(tmp_path / "lake") if where == "folder" else request.getfixturevalue("s3_lake"))
     env = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     command = [*COMMAND, "rebuild", str(takes), "--lake", lake.uri, *SETTINGS]
-    both = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = []
+    for _ in range(2):  # the second as soon as the first has its Ray and its first row: two Rays that start at once take each other's time
+        both.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        while both[0].poll() is None and not lake.count("takes"):
+            time.sleep(0.2)
     said = [process.communicate(timeout=900)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
 
