@@ -1,8 +1,8 @@
 """Three cheap stages of a real lake, as a program that may be killed: takes from nowhere, two clips a take, a caption a clip.
 
-    python tests/tasks/chaos_chain.py LAKE TAKES SECONDS PROGRESS [RUN_ID]
+    python tests/tasks/chaos_chain.py LAKE TAKES SECONDS PROGRESS VERSION [RUN_ID]
 
-A line goes to the file PROGRESS when Ray is up and after every commit. Every row takes SECONDS.
+A line goes to the file PROGRESS when Ray is up and after every commit. Every row takes SECONDS. Another VERSION makes everything anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLES = ("takes", "clips", "captions")
 RESOURCES = Resources(shard=2, cpus=dict.fromkeys(TABLES, 0.5), failure_threshold=1.0, attempts=100)
 
 
-def stages(seconds: float) -> tuple[Stage, Stage, Stage]:
+def stages(seconds: float, version: int = 1) -> tuple[Stage, Stage, Stage]:
     """Every seventh take is rejected, every fifth caption too: failures must survive as well as rows do."""
 
     def takes():
@@ -56,14 +56,14 @@ def stages(seconds: float) -> tuple[Stage, Stage, Stage]:
             clip = row["clips"]
             if int(clip["take_uid"][1:]) % 5 == 1 and clip["start"]:
                 return Rejected("caption_failed", "told to")
-            return {"text": f"{clip['take_name']} from {clip['start']}", "source": "chaos"}
+            return {"text": f"{clip['take_name']} from {clip['start']}, version {version}", "source": "chaos"}
 
         return write
 
     return (
-        Stage("takes", {}, {"version": 1}, partial(takes)),
-        Stage("clips", {"takes": ("take_uid", "take_name", "frames")}, {"version": 1}, partial(clips)),
-        Stage("captions", {"clips": ("take_uid", "take_name", "start")}, {"version": 1}, partial(captions), where="chosen"),
+        Stage("takes", {}, {"version": version}, partial(takes)),
+        Stage("clips", {"takes": ("take_uid", "take_name", "frames")}, {"version": version}, partial(clips)),
+        Stage("captions", {"clips": ("take_uid", "take_name", "start")}, {"version": version}, partial(captions), where="chosen"),
     )
 
 
@@ -81,7 +81,7 @@ def content(lake: Lake) -> dict[str, list[dict]]:
     return found
 
 
-def main(uri: str, takes: int, seconds: float, progress: Path, run_id: str) -> None:
+def main(uri: str, takes: int, seconds: float, progress: Path, version: int, run_id: str) -> None:
     def tell(*what: object) -> None:
         with progress.open("a") as f:
             f.write(f"{what}\n")
@@ -90,7 +90,7 @@ def main(uri: str, takes: int, seconds: float, progress: Path, run_id: str) -> N
     connect()
     tell("up")
     items = [Item(f"t{i:04d}", digest(i), {"number": i}) for i in range(takes)]
-    first, *rest = stages(seconds)
+    first, *rest = stages(seconds, version)
     for stage in (first, *rest):
         report = run(stage, lake, run_id, RESOURCES, items=items if stage is first else None, progress=tell)
         assert report.balanced
@@ -98,4 +98,5 @@ def main(uri: str, takes: int, seconds: float, progress: Path, run_id: str) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), (sys.argv[5:] or [uuid.uuid4().hex])[0])
+    uri, takes, seconds, progress, version, *run_id = sys.argv[1:]
+    main(uri, int(takes), float(seconds), Path(progress), int(version), (run_id or [uuid.uuid4().hex])[0])

@@ -25,16 +25,18 @@ from egomill.tasks.stage import Item, run
 
 PROGRAM = Path(chaos_chain.__file__)
 SECONDS = 0.03  # a row
+NAMES = {"worker": ("ray::MapWorker", "ray::Journal"), "ray": ("raylet", "gcs_server")}
 
 
 class Driver:
     """The program in a session of its own, with a Ray of its own."""
 
-    def __init__(self, lake: Lake, takes: int, folder: Path, program: Path = PROGRAM) -> None:
+    def __init__(self, lake: Lake, takes: int, folder: Path, version: int = 1, program: Path = PROGRAM) -> None:
         self.progress = folder / "progress"
         self.before = len(self.lines())
         env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        command = [sys.executable, str(program), lake.uri, str(takes), str(SECONDS), str(self.progress)]
+        env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "1"  # else most of the work is done before the loss of the gcs is noticed
+        command = [sys.executable, str(program), lake.uri, str(takes), str(SECONDS), str(self.progress), str(version)]
         self.log = (folder / "log").open("a")
         self.process = subprocess.Popen(command, env=env, stdout=self.log, stderr=self.log, start_new_session=True)
         self.known: set[psutil.Process] = set()
@@ -76,47 +78,46 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def chaos(folder: Path, kills: int, takes: int, seed: int) -> tuple[Lake, Counter]:
-    """Run the chain under `kills` kills and to its end."""
-    dice, lake, done, starts = random.Random(seed), Lake(str(folder / "lake")), Counter(), 0
-    driver = Driver(lake, takes, folder)
+def chaos(folder: Path, victims: list[str], takes: int, seed: int) -> tuple[Lake, Counter, int]:
+    """Run the chain while its processes are killed, one after the other, and to its end. What is done too early is done anew, with other
+    settings: the version of the last ones is the third answer.
+    """
+    dice, lake, done, version, starts = random.Random(seed), Lake(str(folder / "lake")), Counter(), 1, 1
+    dice.shuffle(victims)
+    driver = Driver(lake, takes, folder, version)
     try:
         while True:
-            # Mostly in the middle of the work, now and then while everything starts.
-            steps = 0 if dice.random() < 0.1 else driver.steps + dice.randint(1, 3)
-            plan = [victim for victim in ("worker", "driver", "ray") for _ in range({"worker": 5, "driver": 3, "ray": 2}[victim])]
-            victim = dice.choice(plan)
-            while driver.alive and driver.steps < max(steps, victim == "worker"):
-                time.sleep(0.01)
-            time.sleep(dice.uniform(0, 0.3))
-            if sum(done.values()) < kills and driver.alive:
-                if victim == "driver":
-                    driver.process.kill()
-                    done[victim] += 1
-                elif prey := driver.processes(*(("ray::MapWorker", "ray::Journal") if victim == "worker" else ("raylet", "gcs_server"))):
+            if driver.alive and victims:
+                # Mostly in the middle of the work, now and then while everything starts.
+                steps = 0 if dice.random() < 0.1 else driver.steps + dice.randint(1, 3)
+                while driver.alive and driver.steps < max(steps, victims[-1] == "worker"):
+                    time.sleep(0.01)
+                time.sleep(dice.uniform(0, 0.3))
+                prey = driver.processes(*NAMES[victims[-1]]) if victims[-1] in NAMES else [driver.process]
+                if driver.alive and prey:
                     dice.choice(sorted(prey, key=lambda p: p.pid)).kill()
-                    done[victim] += 1
-                if victim == "ray":
-                    driver.process.wait(timeout=240)  # it must notice
+                    done[victims.pop()] += 1
+                    if not driver.processes("raylet") or not driver.processes("gcs_server"):
+                        driver.process.wait(timeout=240)  # it must notice
             elif driver.alive:
                 driver.process.wait(timeout=400)
             if not driver.alive:
-                code = driver.process.returncode
                 driver.end()
-                if code == 0 and sum(done.values()) >= kills:
-                    return lake, done
-                assert code or sum(done.values()) >= kills, f"the work was over after {sum(done.values())} kills"
+                if driver.process.returncode == 0:
+                    if not victims:
+                        return lake, done, version
+                    version += 1
                 starts += 1
-                assert starts < 3 * kills + 5, (folder / "log").read_text()[-5000:]
-                driver = Driver(lake, takes, folder)
+                assert starts < 3 * (sum(done.values()) + 3), (folder / "log").read_text()[-5000:]
+                driver = Driver(lake, takes, folder, version)
     finally:
         driver.end()
 
 
-def undisturbed(folder: Path, takes: int) -> dict:
+def undisturbed(folder: Path, takes: int, version: int) -> dict:
     """What the chain makes when it is left alone."""
     folder.mkdir()
-    driver = Driver(Lake(str(folder / "lake")), takes, folder)
+    driver = Driver(Lake(str(folder / "lake")), takes, folder, version)
     try:
         assert driver.process.wait(timeout=400) == 0, (folder / "log").read_text()[-5000:]
     finally:
@@ -124,29 +125,29 @@ def undisturbed(folder: Path, takes: int) -> dict:
     return chaos_chain.content(Lake(str(folder / "lake")))
 
 
-def check(folder: Path, kills: int, takes: int, seed: int) -> Counter:
-    lake, done = chaos(folder, kills, takes, seed)
-    found, wanted = chaos_chain.content(lake), undisturbed(folder / "calm", takes)
+def check(folder: Path, victims: list[str], takes: int, seed: int) -> Counter:
+    lake, done, version = chaos(folder, victims, takes, seed)
+    found, wanted = chaos_chain.content(lake), undisturbed(folder / "calm", takes, version)
     for table, rows in found.items():
         assert max(Counter(tuple(r[k] for k in KEYS[table]) for r in rows).values()) == 1, table
         assert rows == wanted[table], table
     good = sum(i % 7 != 3 for i in range(takes))
     assert [len(found[t]) for t in ("takes", "clips")] == [good, 2 * good]
     assert {r["status"] for r in found["failures"]} == {"rejected"}
+    print(f"kills: {dict(done)}; the chain was made {version} times; rows: { {t: len(rows) for t, rows in found.items()} }")
     return done
 
 
 def test_six_kills_leave_no_trace(tmp_path):
-    assert sum(check(tmp_path, kills=6, takes=40, seed=3).values()) == 6
+    victims = ["worker"] * 3 + ["driver"] * 2 + ["ray"]
+    assert sum(check(tmp_path, victims, takes=40, seed=3).values()) == 6
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3 * 3600)
+@pytest.mark.timeout(4 * 3600)
 def test_fifty_kills_leave_no_trace(tmp_path):
-    done = check(tmp_path, kills=50, takes=150, seed=1)
-    assert sum(done.values()) == 50
-    assert set(done) == {"worker", "driver", "ray"}
-    print(dict(done))
+    victims = ["worker"] * 30 + ["driver"] * 12 + ["ray"] * 8
+    assert sum(check(tmp_path, victims, takes=60, seed=1).values()) == 50
 
 
 def test_a_driver_that_dies_between_a_commit_and_its_failures_tells_them_the_next_time(tmp_path):
@@ -159,11 +160,11 @@ def test_a_driver_that_dies_between_a_commit_and_its_failures_tells_them_the_nex
         "from egomill.tasks.lake import Lake\n"
         "upsert = Lake.upsert\n"
         "Lake.upsert = lambda self, table, rows: os._exit(9) if table == 'failures' and rows else upsert(self, table, rows)\n"
-        "chaos_chain.main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), 'dying')\n"
+        "chaos_chain.main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), 1, 'dying')\n"
     )
     lake = Lake(str(tmp_path / "lake"))
     for code, script in ((9, program), (0, PROGRAM)):
-        driver = Driver(lake, 8, tmp_path, script)
+        driver = Driver(lake, 8, tmp_path, program=script)
         try:
             assert driver.process.wait(timeout=400) == code, (tmp_path / "log").read_text()[-5000:]
         finally:
@@ -173,7 +174,7 @@ def test_a_driver_that_dies_between_a_commit_and_its_failures_tells_them_the_nex
     found = chaos_chain.content(lake)
     assert len(found["takes"]) == len({r["take_uid"] for r in found["takes"]}) == 7
     assert Counter(r["reason"] for r in found["failures"]) == {"no_ego_video": 1, "caption_failed": 2}
-    assert {r["run_id"] for r in lake.read("takes").to_pylist()} > {"dying"}  # what was committed was not made again
+    assert "dying" in {r["run_id"] for r in lake.read("takes").to_pylist()}  # what was committed was not made again
 
 
 @pytest.fixture
