@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from egomill.flows import verbs
 from egomill.tasks.changes import diff
 from egomill.tasks.lake import Lake
@@ -12,6 +14,7 @@ from tests.flows.conftest import SMALL, Small
 TAKE = "iiith_cooking_57_2_2451_2499"
 
 
+@pytest.mark.slow
 def test_real_clips_are_planned_verified_compared_adopted_and_forgotten(real_data, tmp_path, ray_cluster):
     real = Small(real_data / "egox", Lake(str(tmp_path / "lake")))
     assert real.plan("clips.hop=3.0")["takes"]["compute"] == 3
