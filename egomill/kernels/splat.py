@@ -73,7 +73,7 @@ def splat(
         pairs = cover_pytorch3d(seen, camera.width, camera.height)
     else:
         raise ValueError(f"unknown splat backend {backend!r}: scatter or pytorch3d")
-    return blend(seen, colours[seen.index], *pairs, camera.width, camera.height, tolerance)
+    return blend(seen, _take(colours, seen.index), *pairs, camera.width, camera.height, tolerance)
 
 
 def project_cloud(
@@ -91,11 +91,13 @@ def project_cloud(
     pixels, valid = camera.crop(-margin, -margin, camera.width + 2 * margin, camera.height + 2 * margin).project(local)
     distance = local.norm(dim=-1)
     index = (valid & (distance > near)).nonzero().squeeze(-1)
-    pixels, distance = pixels[index] - margin, distance[index]
+    pixels, distance = _take(pixels, index) - margin, _take(distance, index)
     if extent is not None:
         column = pixels[:, 0].detach().round().long().clamp(0, camera.width - 1)
         row = pixels[:, 1].detach().round().long().clamp(0, camera.height - 1)
-        size = extent[index] / distance / pixel_angle(camera, points.dtype, points.device)[row, column]
+        size = (
+            _take(extent, index) / distance / _take(pixel_angle(camera, points.dtype, points.device).flatten(), row * camera.width + column)
+        )
     else:
         size = radius[index].to(points) if isinstance(radius, Tensor) else torch.full_like(distance, radius)
     return Projected(pixels, distance, size.clamp(SMALLEST, largest), index)
@@ -106,25 +108,32 @@ def cover(seen: Projected, width: int, height: int) -> tuple[Tensor, Tensor, Ten
 
     Points are taken by the size of their disc, so that a few large ones do not make all pay for theirs.
     """
-    side = (2 * seen.radius.detach()).ceil().long()  # an open interval of length 2r holds at most so many integers
-    first = (seen.pixels - seen.radius[:, None]).detach().ceil().int()
+    side = (2 * seen.radius.detach()).ceil().to(torch.uint8)  # an open interval of length 2r holds at most so many integers
+    first = (seen.pixels - seen.radius[:, None]).detach().ceil()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for size in side.unique().tolist():
         rows = (side == size).nonzero().squeeze(-1)
-        centre, (left, top), within = seen.pixels[rows], first[rows].unbind(-1), (seen.radius[rows] ** 2)[:, None]
-        x = left[:, None] + torch.arange(size, dtype=torch.int32, device=side.device)
+        centre, (left, top) = _take(seen.pixels, rows), _take(first, rows).unbind(-1)
+        within = (_take(seen.radius, rows) ** 2)[:, None]
+        x = left[:, None] + torch.arange(size, dtype=left.dtype, device=side.device)
         dx = torch.where((x >= 0) & (x < width), x - centre[:, :1], torch.inf) ** 2
-        for y in (top + row for row in range(size)):  # a row of the disc at a time keeps the working set in the cache
+        pixel, owner = (top.long()[:, None] * width + x.long()).flatten(), rows.repeat_interleave(size)
+        for row in range(size):  # a row of the disc at a time keeps the working set in the cache
+            y = top + row
             dy = torch.where((y >= 0) & (y < height), y - centre[:, 1], torch.inf) ** 2
             distance = dx + dy[:, None]
             inside = (distance < within).flatten().nonzero().squeeze(-1)
-            pixel = (y[:, None] * width + x).flatten()[inside].long()
-            found.append((pixel, rows[inside // size], distance.flatten()[inside]))
+            found.append((_take(pixel, inside) + row * width, _take(owner, inside), _take(distance.flatten(), inside)))
     if not found:
         none = torch.zeros(0, dtype=torch.long, device=side.device)
         return none, none, seen.distance.new_zeros(0)
     pixel, point, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
     return pixel, point, distance
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """values[index], several times faster."""
+    return values.index_select(0, index)
 
 
 def weight(squared_distance: Tensor, radius: Tensor) -> Tensor:
@@ -137,19 +146,19 @@ def blend(
     seen: Projected, colours: Tensor, pixel: Tensor, point: Tensor, squared: Tensor, width: int, height: int, tolerance: float
 ) -> Splat:
     """Keep for every pixel the nearest surface and average its points."""
-    distance = seen.distance[point]
+    distance = _take(seen.distance, point)
     nearest = torch.full((width * height,), torch.inf, dtype=distance.dtype, device=distance.device)
     nearest = nearest.scatter_reduce(0, pixel, distance.detach(), "amin")
-    kept = (distance.detach() <= nearest[pixel] * (1 + tolerance)).nonzero().squeeze(-1)
-    pixel, point, distance, squared = pixel[kept], point[kept], distance[kept], squared[kept]
-    share = weight(squared, seen.radius[point])
-    channels = [*colours.to(distance.dtype).unbind(-1), None]
+    kept = (distance.detach() <= _take(nearest, pixel) * (1 + tolerance)).nonzero().squeeze(-1)
+    pixel, point, distance, squared = (_take(values, kept) for values in (pixel, point, distance, squared))
+    share = weight(squared, _take(seen.radius, point))
+    channels = [*colours.to(distance.dtype).T.contiguous().unbind(0), None]
     total = share.new_zeros(width * height).index_add(0, pixel, share)
     valid = total > 0
     safe = torch.where(valid, total, 1)
     planes = []
     for channel in channels:  # one plane at a time: contiguous adds are several times faster than rows of three
-        value = distance if channel is None else channel[point]
+        value = distance if channel is None else _take(channel, point)
         planes.append(share.new_zeros(width * height).index_add(0, pixel, share * value) / safe)
     image = torch.stack(planes[:-1], dim=-1).reshape(height, width, -1)
     return Splat(image, planes[-1].reshape(height, width), valid.reshape(height, width))

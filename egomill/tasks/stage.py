@@ -138,6 +138,10 @@ def run(
 
     if len(states["pending"]) or len(states["blocked"]):
         recipes.record(lake, stage.parts)
+    if len(states["pending"]):
+        from egomill.tasks.cluster import connect
+
+        connect()  # here, and not where results are waited for: a local Ray dies with the thread that started it
     seen, todo = 0, len(states["blocked"]) + len(states["pending"])
     results = _on_ray(stage, lake, run_id, versions, states["pending"], items, resources) if len(states["pending"]) else iter(())
     for fragments, outcomes in _chain(_blocked(states["blocked"]), _as_they_come(results)):
@@ -422,9 +426,6 @@ def _on_ray(
     """Results as shards finish, in whatever order. Ray restarts an actor that dies and gives it its shard again; `watch` bounds that."""
     import ray.data
 
-    from egomill.tasks.cluster import connect
-
-    connect()
     at_hand = {item.key: {"item": item.row} for item in items or []}
     size = max(resources.shard, -(-len(rows) // resources.shards))
     shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))

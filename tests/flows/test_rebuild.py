@@ -65,7 +65,9 @@ def test_a_rebuild_does_exactly_what_changed(takes, tmp_path, ray_cluster):
     assert (second["computed"], second["new"], second["release"]) == (0, False, first["release"])
 
     changed = again("depth.relative_error=0.002")
-    assert made(lake) == {"takes": 0, "clips": 0, "captions": 0, **dict.fromkeys(DERIVED, clips)}
+    done = made(lake)
+    assert 0 < done.pop("latents") <= clips  # a prior that comes out as it was has its latents already
+    assert done == {"takes": 0, "clips": 0, "captions": 0, **dict.fromkeys(DERIVED[:-1], clips)}
     assert changed["new"]
 
     some(takes, source, 3)
