@@ -157,7 +157,7 @@ def main(
 ) -> None:
     from egomill.tasks.cluster import connect
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         found = million(folder, rows) if rows else {}
         connect()
         found |= thousand(folder)

@@ -164,6 +164,19 @@ def test_a_row_that_hangs_or_kills_is_lost_alone_and_named(tmp_path):
     assert set(FAULTS) < set(named.values())
 
 
+def test_a_worker_that_cannot_be_made_fails_the_run(tmp_path):
+    lake = Lake(str(tmp_path))
+    add_clips(lake, ["a"])
+
+    def make():
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does with models that do not fit
+        return lambda row: row
+
+    with pytest.raises(Exception, match="processes died while they made the worker"):
+        run(Stage("captions", {"clips": ("take_name",)}, {}, make), lake, "r1", GENEROUS)
+    assert lake.count("captions") == lake.count("failures") == 0
+
+
 def test_retrying_by_reason_gives_rows_all_their_attempts_again(tmp_path):
     lake = Lake(str(tmp_path))
     add_clips(lake, ["a", "bad", "bug", "bug"])
