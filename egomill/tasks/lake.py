@@ -64,10 +64,11 @@ class Lake:
         try:
             return lance.dataset(self.path(table), version=version)
         except ValueError:
-            if version is not None or self._exists(table):
+            if version is not None:
                 raise
         try:
-            lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
+            if not self._exists(table):  # another process may have made it since
+                lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
         except OSError:
             if not self._exists(table):
                 raise
