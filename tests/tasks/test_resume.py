@@ -62,6 +62,7 @@ def checkpoints(lake: str) -> int:
     return max(steps, default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_random_and_resumed_the_adapter_is_the_same_to_the_byte(built, tmp_path):
     lake, base = built

@@ -147,7 +147,7 @@ def test_a_file_that_changes_while_it_is_read(samples, outside, workers, tmp_pat
 def test_there_are_enough_kinds_and_each_reason_of_a_take_has_one():
     assert len(ZOO) >= 100
     of_takes = list(REASONS)[: list(REASONS).index("too_short") + 1]
-    assert set(of_takes) - {kind.reason for kind in ZOO.values()} == {"changed_while_read"}
+    assert set(of_takes) - {kind.reason for kind in ZOO.values()} == {"changed_while_read", "forgotten"}
 
 
 def test_all_kinds_at_once_through_the_stages(samples, outside, tmp_path, ray_cluster):
