@@ -272,13 +272,12 @@ def forget(
     take: Annotated[str, typer.Argument(help="take_uid, or the take's name.")],
     lake: Lake = "lake",
     tracking: Tracking = "",
-    nothing_runs: Annotated[bool, typer.Option("--nothing-runs", help="Runs that seem to be under way are dead.")] = False,
     json_: Json = False,
 ) -> None:
     """Remove a take and all that was made of it, from disk too, and mark what was trained on it. Exit code 1: something is left."""
     from egomill.flows.verbs import forget as flow
 
-    answer = flow(lake, take, tracking, nothing_runs)
+    answer = flow(lake, take, tracking)
 
     def show() -> None:
         out.print("deleted: " + (", ".join(f"{n} of {table}" for table, n in answer["rows"].items()) or "nothing"), highlight=False)

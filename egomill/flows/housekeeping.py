@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from egomill.flows.steps import console, do
+from egomill.flows.steps import do, say
 from egomill.tasks import housekeeping as tasks
 from egomill.tasks.lake import Lake
 
@@ -15,8 +15,8 @@ def housekeeping(lake: str, days: float = 7.0) -> dict:
     tables = do("housekeeping", tasks.keep, Lake(lake), days)
     freed = sum(t["freed_mb"] for t in tables)
     files = sum(t["files"] for t in tables)
-    console.print(f"housekeeping: {files} data files ({sum(t['files_before'] for t in tables)} before), {freed:.1f} MB freed", style="bold")
+    say(f"housekeeping: {files} data files ({sum(t['files_before'] for t in tables)} before), {freed:.1f} MB freed", "bold")
     for t in tables:
         if not t["compacted"]:
-            console.print(f"  warning: {t['table']} was not compacted, others were writing it", style="yellow", highlight=False)
+            say(f"  warning: {t['table']} was not compacted, others were writing it", "yellow")
     return {"freed_mb": freed, "tables": tables}

@@ -8,7 +8,7 @@ from prefect import flow
 
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
-from egomill.flows.steps import call, console, do, link
+from egomill.flows.steps import call, do, link, say
 from egomill.tasks import report as reports
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
@@ -28,7 +28,7 @@ def nightly(
     trained = call(retrain, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking)
     page = do("report", write_report, lake, trained["adapter"], tracking, report)
     link("report", page, "report")
-    console.print(f"report: {page}", style="bold", highlight=False)
+    say(f"report: {page}", "bold")
     return {**built, **trained, "report": page}
 
 

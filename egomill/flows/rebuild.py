@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from egomill.flows.steps import console, do, make
+from egomill.flows.steps import announce, do, make, say
 from egomill.schemas.config import Profile
 from egomill.tasks import captions, clips, depth, directions, forget, ingest, latents, priors, releases, sources
 from egomill.tasks.lake import Lake
@@ -42,7 +42,9 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
             make(run, stage, keys=chosen)
         published, new = do("publish", releases.publish, at, run.id, settings_, release)
         run.release_out = published["name"]
-        console.print(f"release {published['name']}{'' if new else ' (unchanged: up to date)'}: {published['clips']} clips", style="bold")
+        say(f"release {published['name']}{'' if new else ' (unchanged: up to date)'}: {published['clips']} clips", "bold")
+        if new:
+            announce(at, published["name"])
         return {"release": published["name"], "new": new, "run_id": run.id, "computed": run.computed}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from prefect import flow
 
 from egomill.flows.generate import HELD_OUT, REFERENCES, score
-from egomill.flows.steps import console, do, link, make
+from egomill.flows.steps import do, link, make, say
 from egomill.schemas.config import Profile
 from egomill.tasks import gate, releases, train
 from egomill.tasks import generate as generations
+from egomill.tasks.alive import alive
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import recorded
@@ -24,6 +25,9 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
     settings_ = Profile.load(profile, settings or [])
     tracker = Tracker.of(tracking, lake)
     with recorded(Lake(lake), "retrain", settings_) as run:
+        for left, starter in tracker.running().items():
+            if not alive(run.lake, starter):
+                tracker.end(left, "KILLED")
         source = releases.get(run.lake, release)
         run.release_in = source["name"]
         candidate = train.existing(source, settings_, tracker)
@@ -47,5 +51,5 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         if promoted:
             tracker.promote(candidate, why)
         tracker.tag_adapter(candidate, {"decision": why})
-        console.print(f"{candidate.spec} {'trained' if trained else 'is up to date'}; {why}", style="bold", highlight=False)
+        say(f"{candidate.spec} {'trained' if trained else 'is up to date'}; {why}", "bold")
         return {"adapter": candidate.spec, "trained": trained, "promoted": promoted, "why": why, "comparison": comparison}

@@ -1,7 +1,7 @@
 """How a flow takes a step: as a Prefect task inside a flow run, as a plain call outside one. The same recipes serve both.
 
 Ray owns retries, so Prefect's are zero. Each stage leaves a table artifact and an asset event (`lance://<lake>/<table>`), on which other
-deployments may trigger; a warning line says what was rejected or failed.
+deployments may trigger; a warning line says what was rejected or failed, and what workers logged stands among the flow run's logs.
 """
 
 from __future__ import annotations
@@ -12,25 +12,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect import Flow, task
+from prefect import Flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
+from prefect.logging.handlers import APILogHandler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from egomill.schemas.outcome import Report, StageFailed
 from egomill.tasks import stage as stages
+from egomill.tasks.lake import Lake
 from egomill.tasks.runs import Run
 from egomill.tasks.stage import Stage
 
 console = Console(stderr=True)
-log = logging.getLogger("egomill")
 
 
 def orchestrated() -> bool:
     """Whether Prefect is running this."""
     return FlowRunContext.get() is not None
+
+
+def say(text: str, style: str = "", level: int = logging.INFO) -> None:
+    """A line for whoever watches: on the flow run's page under Prefect, else on the terminal."""
+    if orchestrated():
+        get_run_logger().log(level, text)
+    else:
+        console.print(text, style=style, highlight=False)
 
 
 def call(flow: Flow, **parameters: Any) -> Any:
@@ -42,6 +51,10 @@ def do(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """A plain function as a step: a Prefect task under Prefect (no retries, no caching: the tables remember), else a call."""
     if not orchestrated():
         return function(*args, **kwargs)
+    ours = logging.getLogger("egomill")  # what stages log, that of their workers included, belongs on the flow run's page
+    if not any(isinstance(handler, APILogHandler) for handler in ours.handlers):
+        ours.addHandler(APILogHandler())
+        ours.setLevel(logging.INFO)
     return task(name=name, retries=0, persist_result=False)(lambda: function(*args, **kwargs))()
 
 
@@ -63,13 +76,20 @@ def link(key: str, url: str, text: str) -> None:
         create_link_artifact(key=key, link=url if "://" in url else Path(url).absolute().as_uri(), link_text=text)
 
 
+def announce(lake: Lake, release: str) -> None:
+    """Tell Prefect of a new release, so that deployments may start on it. A rebuild within another flow says nothing: that flow goes on."""
+    context = FlowRunContext.get()
+    if context and context.flow_run and context.flow_run.parent_task_run_id is None:
+        emit_event("egomill.release.published", resource={"prefect.resource.id": lake.path("releases"), "egomill.release": release})
+
+
 def _tell(run: Run, report: Report) -> None:
     line = f"{report.stage}: {report.inputs} in = {report.outputs} made + {report.rejected} rejected + {report.failed} failed"
     line += f" ({report.computed} now, {report.retired} retired, {report.seconds:.1f} s)"
-    console.print(line, style="yellow" if report.rejected or report.failed else "green", highlight=False)
+    say(line, "yellow" if report.rejected or report.failed else "green")
     if report.reasons:
         reasons = ", ".join(f"{n} {reason}" for reason, n in report.reasons.most_common())
-        console.print(f"  warning: {reasons}", style="yellow", highlight=False)
+        say(f"  warning: {reasons}", "yellow", logging.WARNING)
     if not orchestrated():
         return
     table = [{k: v for k, v in report.to_dict().items() if k != "reasons"}]

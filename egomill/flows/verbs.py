@@ -10,10 +10,10 @@ from egomill.flows.generate import resolve
 from egomill.flows.rebuild import stages
 from egomill.schemas.config import Profile
 from egomill.tasks import adopt as adopting
+from egomill.tasks import alive, rederive, releases, runs, scores, sources
 from egomill.tasks import forget as forgetting
 from egomill.tasks import generate as generations
 from egomill.tasks import plan as planning
-from egomill.tasks import rederive, releases, runs, scores, sources
 from egomill.tasks import sizes as counting
 from egomill.tasks import verify as verifying
 from egomill.tasks.clips import selected
@@ -66,13 +66,14 @@ def verify(lake: str, release: str, sample: int = 3, seed: int | None = None) ->
     return {"release": found["name"], "tables": tables, **{k: sum(t[k] for t in tables) for k in ("ok", "differs", "cannot")}}
 
 
-def forget(lake: str, take: str, tracking: str = "", nothing_runs: bool = False) -> dict[str, Any]:
+def forget(lake: str, take: str, tracking: str = "") -> dict[str, Any]:
     """Remove a take from the lake and from its disk (tasks/forget.py). ValueError on an unknown take, and where a run may be writing."""
     at = Lake(lake)
     known = forgetting.find(at, take)
+    alive.sweep(at)
     busy = [f"{r['run_id']} ({r['flow']}, {r['started']:%F %T})" for r in runs.history(at, 1000) if r["status"] == "running"]
-    if busy and not nothing_runs:
-        raise ValueError(f"these runs may be writing: {', '.join(busy)}; say --nothing-runs where they are dead")
+    if busy:
+        raise ValueError(f"these runs are under way: {', '.join(busy)}; wait for them, or cancel them")
     tracker = Tracker.of(tracking, lake) if tracking or at.is_local else None
     with recorded(at, "forget", Profile.load("local"), __name__) as run:
         return forgetting.forget(at, tracker if tracker and tracker.exists() else None, known, run.id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 
 import ray
 import ray.data
@@ -23,6 +25,7 @@ def connect() -> None:
     if not address:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # nobody restarts a local one; 60 s by default
         os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # 15 s by default, in which a busy machine imports little
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     options = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 1024**2, "_node_ip_address": "127.0.0.1"}
     for left in (2, 1, 0):
         try:
@@ -32,6 +35,8 @@ def connect() -> None:
             ray.shutdown()
             if address or not left:
                 raise
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the place of the one by which Prefect cancels
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False

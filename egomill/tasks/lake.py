@@ -11,9 +11,11 @@ commit of rows came between. Else it looks again. The last to commit wins, and w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import tempfile
 import threading
 import time
 import warnings
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray's workers are spawned, not forked
@@ -224,6 +227,28 @@ class Lake:
     @cached_property
     def is_local(self) -> bool:
         return "://" not in self.uri
+
+    # -- beside the tables -----------------------------------------------------------------------------------------
+
+    def note(self, path: str, text: str) -> None:
+        """Keep a small text beside the tables, or put it in the place of the one there."""
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(text)
+            file.flush()
+            LanceFileSession(self.uri).upload_file(file.name, path)
+
+    def noted(self, path: str) -> str | None:
+        """The text kept there; None where there is none."""
+        with tempfile.NamedTemporaryFile() as file:
+            try:
+                LanceFileSession(self.uri).download_file(path, file.name)
+            except OSError:
+                return None
+            return Path(file.name).read_text()
+
+    def drop_note(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            LanceFileSession(self.uri).delete_file(path)
 
     # -- forgetting ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of
 from egomill.schemas.outcome import Report
+from egomill.tasks import alive
 from egomill.tasks.lake import Lake
 
 RECORDED = [
@@ -66,16 +67,18 @@ class Run:
 
 @contextmanager
 def recorded(lake: Lake, flow: str, profile: Profile, module: str = "") -> Iterator[Run]:
-    """A run whose row says how it ended, whatever happens short of kill -9 (then it says "running")."""
+    """A run whose row says how it ended: "completed", "failed", "cancelled", or, after kill -9, "died": that the next run writes there."""
+    alive.sweep(lake)
     run = Run(lake, flow, profile, module=module)
-    run.write("running")
-    try:
-        yield run
-    except BaseException as error:
-        run.detail = "".join(traceback.format_exception(error))[-8000:]
-        run.write("failed" if isinstance(error, Exception) else "cancelled")
-        raise
-    run.write("completed")
+    with alive.beating(lake, run.id):
+        run.write("running")
+        try:
+            yield run
+        except BaseException as error:
+            run.detail = "".join(traceback.format_exception(error))[-8000:]
+            run.write("failed" if isinstance(error, Exception) else "cancelled")
+            raise
+        run.write("completed")
 
 
 def environment() -> dict[str, str]:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import queue
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,9 +37,11 @@ from egomill.tasks import recipes
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.watch import Journal, Watch
 
+log = logging.getLogger(__name__)
 pc: Any = pyarrow.compute  # which makes its functions while it is imported: type checkers cannot see them
 Worker = Callable[[dict], dict | list[dict] | Rejected]
 MEMORY = 64 * 1024**2  # bytes of inputs, and of results, that an actor holds at a time (a single row may be more)
+SHOWN = 5  # failed rows of one reason that are logged with all they left; the table holds them all
 AT_ONCE = 5000  # rows in one commit at most: filters that name a hundred thousand keys are slow
 STATES = ("current", "rejected", "failed", "blocked", "pending", "gone")
 
@@ -147,11 +151,15 @@ def run(
     for fragments, outcomes in _chain(_blocked(states["blocked"]), _as_they_come(results)):
         _record(stage, lake, run_id, fragments, outcomes)
         for outcome in outcomes:
+            for level, text in outcome.get("said", ()):
+                log.log(level, "%s %s: %s", stage.id, outcome["key"], text)
             setattr(report, outcome["status"], getattr(report, outcome["status"]) + 1)
             if outcome["status"] == "outputs":
                 report.computed += 1
-            else:
-                report.reasons[outcome["reason"]] += 1
+                continue
+            report.reasons[outcome["reason"]] += 1
+            if outcome["status"] == "failed" and report.reasons[outcome["reason"]] <= SHOWN:
+                log.warning("%s %s failed: %s\n%s", stage.id, outcome["key"], outcome["reason"], outcome["detail"])
         seen += len(outcomes)
         if progress:
             progress(seen, todo)
@@ -355,10 +363,10 @@ class _Actor:
         fragments, outcomes, made, size = [], [], [], 0
         with self.watch.shard([row["key"] for row in rows]) as lost:
             for row, inputs in self._read(rows, lost):
-                with self.watch.row(row["key"]):
+                with self.watch.row(row["key"]), heard() as said:
                     results, outcome, nbytes = self._one(row, inputs)
                 made, size = made + results, size + nbytes
-                outcomes.append({**row, **outcome})
+                outcomes.append({**row, **outcome, "said": said})
                 if size > MEMORY:
                     fragments.append(self.lake.write_fragments(self.stage.name, made))
                     made, size = [], 0
@@ -399,6 +407,28 @@ class _Actor:
             yield from ((row, inputs[row["key"]]) for row in part)
 
 
+class _Ear(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.said) < 50 and record.levelno >= (logging.INFO if record.name.startswith("egomill") else logging.WARNING):
+            self.said.append((record.levelno, self.format(record)[:8000]))
+
+
+@contextmanager
+def heard() -> Iterator[list[tuple[int, str]]]:
+    """What is logged meanwhile, (level, text): our own information and everybody's warnings. It reaches the driver with the row."""
+    ear, root = _Ear(), logging.getLogger()
+    logging.getLogger("egomill").setLevel(logging.INFO)
+    root.addHandler(ear)
+    try:
+        yield ear.said
+    finally:
+        root.removeHandler(ear)
+
+
 def read_rows(stage: Stage, lake: Lake, versions: dict[str, int], keys: list[str]) -> tuple[dict[str, dict], int]:
     """What the worker gets for each key, {key: {table: {column: value}}}, and how many bytes that is."""
     rows: dict[str, dict] = {key: {} for key in keys}
@@ -433,8 +463,11 @@ def _on_ray(
     journal = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Journal).remote()
     arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources, "journal": journal}
     table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(jobs))
     cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)
+    there = ray.cluster_resources()
+    fit = [int(there.get(kind, 0) / each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
+    at_once = max(1, min(len(jobs), *fit))  # Ray Data would start with one and add others when half of a short stage is over
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(jobs), initial_size=at_once)
     done = table.map_batches(_Actor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
     for row in done.iter_rows():
         fragments, outcomes = json.loads(row["result"])

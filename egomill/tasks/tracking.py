@@ -20,6 +20,7 @@ from egomill.schemas.fingerprint import digest
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CHAMPION, CANDIDATE = "champion", "candidate"
+BY = "egomill.run"  # tag of runs: the lake's run that started it
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,18 @@ class Tracker:
         found = self.client.search_runs([self._experiment()], filter_string=f"attributes.status != 'FINISHED' AND {where}", max_results=1)
         return found[0].info.run_id if found else ""
 
-    def end(self, run_id: str, ok: bool = True) -> None:
-        self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+    def end(self, run_id: str, status: str = "FINISHED") -> None:
+        """status: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    def running(self) -> dict[str, str]:
+        """{run that says it is under way: the lake's run that started it}."""
+        found = self.client.search_runs([self._experiment()], filter_string="attributes.status = 'RUNNING'")
+        return {run.info.run_id: run.data.tags.get(BY, "") for run in found}
+
+    def started_by(self, run_id: str) -> str:
+        """The lake's run that started it, or went on with it last."""
+        return self.client.get_run(run_id).data.tags.get(BY, "")
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException

@@ -7,16 +7,21 @@ command that differs in anything starts another one; nothing is resumed by mista
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import ray
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, digest
 from egomill.tasks import adapters, bases, samples, train_loop
+from egomill.tasks.alive import alive
 from egomill.tasks.lake import Lake
-from egomill.tasks.tracking import Adapter, Tracker
+from egomill.tasks.tracking import BY, Adapter, Tracker
 
 log = logging.getLogger(__name__)
 RESTARTS = 2  # of the worker group, from the last checkpoint
@@ -43,8 +48,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     """Train on a release (a row of `releases`), or go on where the same training was killed, and register the adapter under the method's
     name.
 
-    `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base; what broke a worker
-    otherwise, after the restarts are used up.
+    `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base, or another run is training
+    the same just now; what broke a worker otherwise, after the restarts are used up.
     """
     versions, revision = release["tables"], bases.revision(profile.model)
     clips = samples.clips_of(lake, versions, revision, ("train",))
@@ -55,16 +60,20 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     tags = {"release": release["name"], "recipe": made_of}
     mlflow_run = tracker.unfinished(tags)
     if mlflow_run:
+        other = tracker.started_by(mlflow_run)
+        if other != run_id and alive(lake, other):
+            raise ValueError(f"run {other} is training the same, of release {release['name']}, in MLflow run {mlflow_run}")
         tracker.resume(mlflow_run)
         log.info("training goes on in MLflow run %s", mlflow_run)
     else:
         mlflow_run = tracker.start(f"{name}-{release['name']}", tags)
-    tracker.tags(mlflow_run, {"egomill.run": run_id})
+    tracker.tags(mlflow_run, {BY: run_id})
     tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
     tracker.params(mlflow_run, {"clips_train": len(clips), "clips_held_out": len(held_out), "base_revision": revision})
     tracker.dataset(mlflow_run, release["name"], lake.uri, versions)
     plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, held_out)
     try:
+        _drop_halves(lake, f"{name}-{mlflow_run}")
         checkpoint = fit(plan, f"{name}-{mlflow_run}")
         with checkpoint.as_directory() as folder:
             report = train_loop.read_report(Path(folder))
@@ -74,11 +83,26 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
                 tags["val_loss"] = f"{report['val_loss']:.4f}"
             adapter = tracker.register(name, f"{folder}/adapter", mlflow_run, tags)
         checkpoint.filesystem.delete_dir(os.path.dirname(checkpoint.path))  # registered: the run's checkpoints have served
-    except BaseException:
-        tracker.end(mlflow_run, ok=False)
+    except BaseException as error:
+        tracker.end(mlflow_run, "FAILED" if isinstance(error, Exception) else "KILLED")
+        if not isinstance(error, Exception):
+            ray.shutdown()  # cancelled: workers that still write end here
+        _drop_halves(lake, f"{name}-{mlflow_run}")
         raise
     tracker.end(mlflow_run)
     return adapter
+
+
+def _drop_halves(lake: Lake, name: str) -> None:
+    """Delete what was cut off in the middle of being written: checkpoints that Ray's list of whole ones does not name."""
+    root = lake.uri if "://" in lake.uri else Path(lake.uri).as_uri()
+    files, folder = FileSystem.from_uri(f"{root.rstrip('/')}/training/{name}")
+    whole = ""
+    with contextlib.suppress(FileNotFoundError):
+        whole = files.open_input_stream(f"{folder}/checkpoint_manager_snapshot.json").read().decode()
+    for entry in files.get_file_info(FileSelector(folder, allow_not_found=True)):
+        if entry.base_name.startswith("checkpoint_") and entry.type == FileType.Directory and entry.base_name not in whole:
+            files.delete_dir(entry.path)
 
 
 def fit(plan: train_loop.Plan, name: str) -> Any:
@@ -87,7 +111,6 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     Besides the newest, the best by validation are kept while it runs.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-DEATHS = 2  # of the process at one row before the row is blamed: one may be chance
+DEATHS = 2  # of the process at one row, hung or crashed, before the row is blamed: one may be chance
 UNEXPLAINED = 3  # deaths over one shard that no row explains (while reading or writing; or the process came up on another machine)
 
 
@@ -46,11 +46,10 @@ class Journal:
     def mourn(self, key: str, words: str) -> None:
         """A process died while it worked on a row; `words` is what its fault handler wrote, if anything."""
         self.deaths[key] += 1
-        if words.startswith("Timeout"):
-            self.lost[key] = ("Timeout", words)
-        elif self.deaths[key] >= DEATHS:
+        if self.deaths[key] >= DEATHS:
+            reason = "Timeout" if words.startswith("Timeout") else "WorkerDied"
             said = words or "without a word: out of memory, or killed"
-            self.lost[key] = ("WorkerDied", f"{self.deaths[key]} processes died while they worked on this row. {said}")
+            self.lost[key] = (reason, f"{self.deaths[key]} processes ended while they worked on this row. {said}")
 
 
 class Watch:

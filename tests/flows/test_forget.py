@@ -16,6 +16,7 @@ from egomill.schemas.tables import KEYS, TABLES
 from egomill.tasks import forget as forgetting
 from egomill.tasks import lineage, releases
 from egomill.tasks.lake import Lake
+from egomill.tasks.runs import recorded
 from egomill.tasks.tracking import Tracker
 
 UID = "uid-0"
@@ -213,10 +214,11 @@ def test_by_name_and_only_what_is_known_and_only_when_nothing_writes(small):
     with pytest.raises(ValueError, match="no take 'uid-9'"):
         verbs.forget(lake.uri, "uid-9")
     assert lake.count("forgotten") == 0
-    lake.upsert("runs", [{**lake.read("runs").to_pylist()[0], "run_id": "busy", "status": "running"}])
-    with pytest.raises(ValueError, match=r"busy.*--nothing-runs"):
+    with recorded(lake, "rebuild", Profile.load("local")) as run, pytest.raises(ValueError, match=rf"under way: {run.id}"):
         verbs.forget(lake.uri, UID)
+    lake.upsert("runs", [{**lake.read("runs").to_pylist()[0], "run_id": "killed", "status": "running"}])
     (row,) = lake.rows("takes", ["uid-1"], ["take_name"])
-    answer = verbs.forget(lake.uri, row["take_name"], nothing_runs=True)
+    answer = verbs.forget(lake.uri, row["take_name"])
+    assert lake.rows("runs", ["killed"])[0]["status"] == "died"
     assert answer["take"] == digest("uid-1")
     assert lake.count("takes") == 2
