@@ -80,7 +80,7 @@ def announce(lake: Lake, release: str) -> None:
     """Tell Prefect of a new release, so that deployments may start on it. A rebuild within another flow says nothing: that flow goes on."""
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.parent_task_run_id is None:
-        emit_event("egomill.release.published", resource={"prefect.resource.id": lake.path("releases"), "egomill.release": release})
+        emit_event("egomill.release.published", resource={"prefect.resource.id": f"egomill.release.{release}", "egomill.lake": lake.uri})
 
 
 def _tell(run: Run, report: Report) -> None:

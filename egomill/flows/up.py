@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import httpx
+import yaml
 from rich.console import Console
 
 console = Console(stderr=True)
-POOL = "egomill"
+POOL, AUTOMATIONS = "egomill", "prefect-automations.yaml"
 
 
 def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
@@ -31,6 +32,10 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
     def prefect(*command: str) -> None:
         subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", *command], env=env, check=True, stdout=subprocess.DEVNULL)
 
+    def known() -> bool:
+        names = [automation["name"] for automation in httpx.post(f"{api}/automations/filter", json={}).raise_for_status().json()]
+        return all(automation["name"] in names for automation in yaml.safe_load(Path(AUTOMATIONS).read_text())["automations"])
+
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         start("prefect", "server", "start", "--host", host, "--port", str(prefect_port))
@@ -39,6 +44,8 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
         prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         if Path("prefect.yaml").is_file():
             prefect("deploy", "--all")
+        if Path(AUTOMATIONS).is_file() and not known():
+            prefect("automation", "create", "--from-file", AUTOMATIONS)
         start("prefect", "worker", "start", "--pool", POOL)
         wait_for(f"http://{host}:{mlflow_port}/health", started[1])
         console.print(f"Prefect  http://{host}:{prefect_port}    (export PREFECT_API_URL={api})")

@@ -1,8 +1,12 @@
-"""One small lake, made once a session from takes written in a second; tests get copies of it."""
+"""One small lake, made once a session from takes written in a second, of which tests get copies; a Prefect server for a test."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ import numpy as np
 import pytest
 
 from egomill.flows.rebuild import rebuild
+from egomill.flows.up import stop, wait_for
 from egomill.flows.verbs import plan
 from egomill.tasks import runs
 from egomill.tasks.lake import Lake
 from tests.tasks.tiny_release import EXO, write_release
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["clips.exo_cameras=1", "clips.hop=0.6", "clips.frames=5", "clips.unseen=0", "clips.exo_size=[112,64]", "clips.ego_size=64"]
 SMALL += ["depth.height=64", "priors.min_coverage=0.0"]
 
@@ -63,3 +69,29 @@ def small(made_once, tmp_path) -> Small:
     """A copy of the lake; the takes are shared."""
     shutil.copytree(made_once.lake.uri, tmp_path / "lake")
     return Small(made_once.source, Lake(str(tmp_path / "lake")))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(environment, processes): a Prefect server of this test's own, and what it has to end."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_LEVEL": "WARNING"}
+    env = {**os.environ, **quiet, "PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect"), "EGOMILL_TEST": "1"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "server.log").open("w") as log:
+        processes = [subprocess.Popen(command, env=env, start_new_session=True, stdout=log, stderr=log)]
+    try:
+        wait_for(f"{api}/health", processes[0])
+        yield env, processes
+    finally:
+        stop(processes)
+
+
+def prefect(env: dict, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pytest
 import yaml
 
-from egomill.flows.up import POOL, stop, wait_for
+from egomill.flows.up import POOL
 from egomill.scenes.take import simulate
 from egomill.tasks import releases, runs
 from egomill.tasks.lake import Lake
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def server(tmp_path):
-    """(environment, processes): a Prefect server of this test's own, and what it has to end."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_LEVEL": "WARNING"}
-    env = {**os.environ, **quiet, "PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect"), "EGOMILL_TEST": "1"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "server.log").open("w") as log:
-        processes = [subprocess.Popen(command, env=env, start_new_session=True, stdout=log, stderr=log)]
-    try:
-        wait_for(f"{api}/health", processes[0])
-        yield env, processes
-    finally:
-        stop(processes)
-
-
-def prefect(env: dict, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments], env=env, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+from tests.flows.conftest import ROOT, prefect
 
 
 def test_the_shipped_deployments_are_complete():
