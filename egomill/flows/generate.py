@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
 from egomill.flows.steps import make
 from egomill.schemas.config import Profile
-from egomill.tasks import gate, scores
+from egomill.tasks import gate, scores, wild
 from egomill.tasks import generate as generations
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
@@ -37,6 +39,16 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
         spec, _ = resolve(run.lake.uri, adapter, tracking)
         score(run, spec)
         return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
+
+
+def in_the_wild(
+    lake: str, adapter: str, request: dict, out: Path, profile: str = "local", settings: list[str] | None = None, tracking: str = ""
+) -> dict:
+    """Answer a single request (the values of a tasks/wild.py Request). No run of the lake, which is only asked for the adapter."""
+    if adapter in REFERENCES:
+        raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
+    settings_ = Profile.load(profile, settings or [])
+    return wild.generate(settings_, *resolve(lake, adapter, tracking), wild.Request(**request), out)
 
 
 def score(run: Run, spec: str) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -418,6 +419,19 @@ def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:
     rows = result if isinstance(result, list) else [{stage.parent: key, **result}]
     stored = as_stored(stage.name, [{**r, **stage.constants} for r in rows])
     return [{**r, "content": r["content"] or content_of(r, NO_CONTENT)} for r in stored]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Arithmetic as in a stage's actors: sums depend on how many threads share them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _on_ray(
