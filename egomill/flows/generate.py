@@ -60,5 +60,8 @@ def resolve(lake: str, adapter: str, tracking: str) -> tuple[str, str]:
     """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"); the references have no files."""
     if adapter in ("base", *REFERENCES):
         return adapter, ""
-    found = Tracker.of(tracking, lake).resolve(adapter)
+    tracker = Tracker.of(tracking, lake)
+    if not tracker.exists():
+        raise ValueError(f"no adapter {adapter!r}: nothing was ever registered at {tracker.uri}")
+    found = tracker.resolve(adapter)
     return found.spec, found.folder

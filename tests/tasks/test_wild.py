@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_estimators
 import torch
 import wild_request
 
@@ -18,8 +19,9 @@ from egomill.kernels.trajectory import T_shown_sensor, poses_at
 from egomill.scenes.take import simulate
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import unpack, unpack_depth
-from egomill.tasks import bases, captions, depth, directions, latents, priors, video, views, wild
+from egomill.tasks import adapters, bases, captions, clips, depth, directions, ingest, latents, priors, video, views, wild
 from egomill.tasks import generate as generations
+from egomill.tasks.sources import discover
 from egomill.tasks.trajectory import read_tum
 
 torch.set_num_threads(1)  # as in a stage's actor
@@ -127,6 +129,44 @@ def test_the_same_request_gives_the_same_bytes_and_another_seed_others(answered,
     other = PROFILE.model_copy(update={"generate": PROFILE.generate.model_copy(update={"seed": 7})})
     wild.generate(other, "base", "", request(files, prompt="A person cooks."), tmp_path / "other.mp4")
     assert (tmp_path / "other.mp4").read_bytes() != answered[1].read_bytes()
+
+
+def test_an_adapter_is_conditioned_as_in_its_training(answered, files, tmp_path):
+    folder = wild_request.adapter(tmp_path / "adapter", PROFILE)
+    record = wild.generate(PROFILE, "mine@v3", str(folder), wild.Request(**files), tmp_path / "ego.mp4")
+    assert (record["adapter"], record["gga"], record["mask"]) == ("mine@v3", "off", "paper")
+    assert record["adapter_sha256"] == hashlib.sha256((folder / adapters.WEIGHTS).read_bytes()).hexdigest()
+    assert record["noise_seed"] == answered[0]["noise_seed"]
+    assert record["video"]["sha256"] != answered[0]["video"]["sha256"]
+
+
+def test_a_video_a_path_a_field_of_view_and_a_network_are_enough(files, tmp_path):
+    network = test_estimators.tiny_depth_anything(tmp_path / "network", "metric")  # random: some wall, ten metres away
+    (tmp_path / "path.txt").write_text("0 0.5 0 2 0 0 0 1\n1.2 0.5 0.1 2 0 0 0 1\n")
+    profile = Profile.load("local", [f"depth.monocular={network}", "depth.height=64"])
+    asked = wild.Request(files["exo"], tmp_path / "path.txt", fov=80.0, start=0.1, prompt="A person cooks.")
+    record = wild.generate(profile, "base", "", asked, tmp_path / "ego.mp4")
+    assert record["coverage"] > 0.1
+    assert record["depth"]["monocular"]["name"] == network
+    assert record["window"]["start"] == 3
+    assert (record["prompt"], record["prompt_source"]) == ("A person cooks.", "given")
+    assert record["cameras"]["ego"]["turns"] == 1  # the typical Aria lens
+
+
+def test_real_clips_with_the_depth_of_a_network_beside_them(real_data, tmp_path):
+    profile = Profile.load("local", ["clips.exo_cameras=1", "clips.frames=5", "clips.min_overlap=0.0"])
+    (item, *_) = discover([real_data / "egox"])
+    take = ingest.stage(profile).worker()(item.row)
+    (name, exo), *_ = json.loads(take["exo"]).items()
+    take["exo"] = json.dumps({name: {**exo, "depth_focal": 1.0}})  # a request's depth is of a network that knew the lens
+    clip = next(row for row in clips.stage(profile).worker()({"takes": take}) if row["pose_coverage"] == 1)
+    row = wild.clip_of(profile.clips, wild.Request(**wild_request.write(tmp_path, take, clip)))
+    assert row["depth_kind"] == clip["depth_kind"] == "pinhole-z"
+    asked, known = (made_of(r, depth, priors, directions) for r in (row, clip))
+    assert np.array_equal(video.decode(asked["priors"]["video"]), video.decode(known["priors"]["video"]))
+    assert asked["priors"]["coverage"] > 0.3
+    for column in generations.DIRECTIONS:
+        assert np.array_equal(unpack(asked["directions"][column]), unpack(known["directions"][column])), column
 
 
 def test_without_a_world_the_path_is_in_the_exo_cameras_frame(files, pipeline, tmp_path):

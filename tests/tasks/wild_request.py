@@ -12,9 +12,10 @@ from scipy.spatial.transform import Rotation
 from egomill.kernels.cameras import Camera
 from egomill.kernels.poses import inverse
 from egomill.kernels.trajectory import T_shown_sensor
+from egomill.models import lora
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import unpack
-from egomill.tasks import clips, ingest
+from egomill.tasks import adapters, bases, clips, ingest
 from egomill.tasks.sources import discover
 
 
@@ -46,6 +47,18 @@ def write(folder: Path, take: dict, clip: dict) -> dict:
         "depth": root / exo["depth"],
         "start": clip["start"] / take["fps"],
     }
+
+
+def adapter(folder: Path, profile: Profile) -> Path:
+    """A small adapter for the profile's base, of random weights, conditioned otherwise than the profile says."""
+    transformer = bases.load(profile.model, "transformer").transformer
+    torch.manual_seed(3)
+    for name, parameter in lora.add(transformer, 4, 4, profile.train.targets).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    about = {**adapters.about(profile, bases.revision(profile.model), 1, "r"), "gga": "off", "mask": "paper"}
+    adapters.save(lora.state(transformer), lora.config(transformer), folder, about)
+    return folder
 
 
 def tum(seconds: list[float], T: torch.Tensor) -> str:
