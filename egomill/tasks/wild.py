@@ -94,7 +94,7 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
             "ego": views.ego_camera(clip).to_dict(),
             "T_world_exo": unpack(clip["T_world_exo"]).tolist(),
         },
-        "depth": json.loads(rows["depth"]["estimator"]),
+        "depth": {**json.loads(rows["depth"]["estimator"]), "files": clip["depth_path"]},
         "depth_known": rows["depth"]["known"],
         "coverage": prior["coverage"],
         "inputs": {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items() if name != "depth"},
@@ -180,9 +180,9 @@ def _exo_lens(request: Request, info: video.VideoInfo) -> Camera:
 def _camera(path: Path) -> Camera:
     try:
         camera = Camera.from_dict(load_json(path, "calibration_invalid"))
+        check_lens(replace(camera, turns=0), str(path))
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: no camera: {type(error).__name__} {error}") from None
-    check_lens(replace(camera, turns=0), str(path))
     return camera
 
 

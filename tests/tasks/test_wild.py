@@ -116,6 +116,7 @@ def test_the_record_says_what_made_it(answered, files):
     assert record["inputs"]["exo"]["sha256"] == hashlib.sha256(files["exo"].read_bytes()).hexdigest()
     assert record["depth"]["monocular"]["kind"] == "range"
     assert len(record["depth"]["monocular"]["revision"]) == 32
+    assert record["depth"]["files"] == str(files["depth"])
     assert Camera.from_dict(record["cameras"]["exo"]).width == 224
     assert record["environment"]["torch"] != "not installed"
     info = video.probe(out)
@@ -276,6 +277,9 @@ def test_files_that_do_not_fit_are_named(files, tmp_path):
     assert "is of 448x448" in told(camera=files["ego_camera"])
     assert "ego picture is square" in told(ego_camera=files["camera"])
     assert "no camera: " in told(camera=written("lens.json", '{"model": "pinhole"}'))
+    bent = {**json.loads(files["camera"].read_text()), "max_theta": "wide"}
+    assert "no camera: " in told(camera=written("lens.json", json.dumps(bent)))
+    assert "calibration_invalid" in told(camera=written("lens.json", "{"))
     assert "rotation is not orthonormal" in told(exo_pose=written("pose.json", str([[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])))
     assert "depth: depth_sidecar_invalid" in told(depth=tmp_path)
     assert "video_undecodable" in told(exo=written("exo.mp4", "no video"))
