@@ -109,12 +109,47 @@ def generate(
     profile: Profile = "local",
     set_: Set = None,
     tracking: Tracking = "",
+    exo: Annotated[Path | None, typer.Option(help="Instead: this one video, of a fixed camera. Nothing enters the lake.")] = None,
+    trajectory: Annotated[
+        Path | None,
+        typer.Option(
+            help="Head poses, TUM's format: timestamp tx ty tz qx qy qz qw. Metres; seconds of the video; the ego picture's frame "
+            "(x right, y down, z forward, upright) in the exo camera's (likewise)."
+        ),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json beside it says what made it.")] = None,
+    fov: Annotated[float | None, typer.Option(help="Exo lens: horizontal field of view in degrees, without distortion.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Exo lens: JSON of a camera at the video's size.")] = None,
+    depth: Annotated[Path | None, typer.Option(help=".npz or folder of .npy; default: the network depth.monocular.")] = None,
+    ego_camera: Annotated[Path | None, typer.Option(help="Ego lens, JSON; default: a typical Aria RGB's.")] = None,
+    exo_pose: Annotated[Path | None, typer.Option(help="T_world_exo, JSON, 4x4: the trajectory is in that world.")] = None,
+    start: Annotated[float, typer.Option(help="Seconds into the video.")] = 0.0,
+    prompt: Annotated[str, typer.Option(help="What happens; default: what a clip without words gets.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Default: the profile's.")] = None,
     json_: Json = False,
 ) -> None:
-    """Generate egocentric video for every held-out clip."""
+    """Generate egocentric video for every held-out clip, or, with --exo, for a single video of your own."""
     from egomill.flows.generate import generate as flow
+    from egomill.flows.generate import in_the_wild
 
-    _run(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=set_ or [], tracking=tracking)
+    settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
+    needed = {"trajectory": trajectory, "out": out_}
+    more = {"fov": fov, "camera": camera, "depth": depth, "ego_camera": ego_camera, "exo_pose": exo_pose, "start": start, "prompt": prompt}
+    if exo is None:
+        named = [name.replace("_", "-") for name, value in {**needed, **more}.items() if value not in (None, "", 0)]
+        if named:
+            raise ValueError(f"--{named[0]} goes with --exo, a video")
+        return _run(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=settings, tracking=tracking)
+    if trajectory is None or out_ is None:
+        raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name, value in needed.items() if value is None)}")
+    answer = in_the_wild(lake, adapter, {"exo": exo, "trajectory": trajectory, **more}, out_, profile, settings, tracking)
+
+    def show() -> None:
+        made = f"{out_}: {answer['video']['frames']} frames by {answer['adapter']}, seed {answer['seed']}"
+        out.print(f"{made}; the prior covers {answer['coverage']:.0%} of the view", highlight=False, soft_wrap=True)
+        out.print(f"prompt ({answer['prompt_source']}): {answer['prompt']}", highlight=False, soft_wrap=True)
+
+    _answer(answer, json_, show)
 
 
 @app.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
 from egomill.flows.steps import make
 from egomill.schemas.config import Profile
-from egomill.tasks import gate, scores
+from egomill.tasks import gate, scores, wild
 from egomill.tasks import generate as generations
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
@@ -39,6 +41,16 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
         return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
 
 
+def in_the_wild(
+    lake: str, adapter: str, request: dict, out: Path, profile: str = "local", settings: list[str] | None = None, tracking: str = ""
+) -> dict:
+    """Answer a single request (the values of a tasks/wild.py Request). No run of the lake, which is only asked for the adapter."""
+    if adapter in REFERENCES:
+        raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
+    settings_ = Profile.load(profile, settings or [])
+    return wild.generate(settings_, *resolve(lake, adapter, tracking), wild.Request(**request), out)
+
+
 def score(run: Run, spec: str) -> None:
     """Scores of one adapter over the held-out clips."""
     make(run, scores.stage(run.profile, spec), keys=selected(run.lake, run.profile.clips, HELD_OUT))
@@ -48,5 +60,8 @@ def resolve(lake: str, adapter: str, tracking: str) -> tuple[str, str]:
     """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"); the references have no files."""
     if adapter in ("base", *REFERENCES):
         return adapter, ""
-    found = Tracker.of(tracking, lake).resolve(adapter)
+    tracker = Tracker.of(tracking, lake)
+    if not tracker.exists():
+        raise ValueError(f"no adapter {adapter!r}: nothing was ever registered at {tracker.uri}")
+    found = tracker.resolve(adapter)
     return found.spec, found.folder

@@ -47,7 +47,7 @@ class Windows:
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         take, recipe = row["takes"], self.recipe
-        stride = max(1, round(take["fps"] / recipe.fps))
+        stride = stride_of(take["fps"], recipe)
         span = (recipe.frames - 1) * stride + 1
         hop = max(1, round(recipe.hop * take["fps"]))
         starts = range(0, take["frames"] - span + 1, hop)
@@ -57,7 +57,7 @@ class Windows:
             **take,
             "T_world_ego": torch.from_numpy(unpack(take["T_world_ego"])),
             "ego_camera": Camera.from_dict(json.loads(take["ego_camera"])).rescale(recipe.ego_size, recipe.ego_size),
-            "views": [self._view(name, exo, json.loads(take["files"])) for name, exo in json.loads(take["exo"]).items()],
+            "views": [exo_view(recipe, name, exo, json.loads(take["files"])) for name, exo in json.loads(take["exo"]).items()],
             "descriptions": json.loads(take["descriptions"]),
         }
         rows = [clip for start in starts for clip in self._window(take, start, stride)]
@@ -69,30 +69,6 @@ class Windows:
         if not any(clip["chosen"] for clip in rows):
             return Rejected("no_window", "; ".join(sorted({clip["why"] for clip in rows})))
         return rows
-
-    def _view(self, name: str, exo: dict, files: dict) -> dict:
-        """An exo camera of a take at the recipe's size: the columns that all of its windows share."""
-        recipe = self.recipe
-        source = Camera.from_dict(exo["camera"])
-        crop = _centre_crop(source.width, source.height, *recipe.exo_size)
-        camera = source.crop(*crop).rescale(*recipe.exo_size)
-        if recipe.undistort:
-            camera, crop = _pinhole_like(camera), (0, 0, source.width, source.height)
-        T_world_exo = torch.tensor(exo["T_world_exo"], dtype=torch.float64)
-        depth = {path: file["sha256"] for path, file in files.items() if exo["depth"] and _under(path, exo["depth"])}
-        columns = {
-            "exo_cam": name,
-            "exo_video": exo["video"],
-            "exo_camera": json.dumps(camera.to_dict()),
-            "exo_crop": list(crop),
-            "exo_lens": json.dumps(source.to_dict()) if recipe.undistort else "",
-            "T_world_exo": pack(T_world_exo.numpy()),
-            "depth_path": exo["depth"] or "",
-            "depth_kind": exo["depth_kind"] or "",
-            "depth_focal": exo["depth_focal"],
-            "depth_files": digest(depth) if depth else "",
-        }
-        return {"camera": camera, "T_world_exo": T_world_exo, "columns": columns}
 
     def _window(self, take: dict, start: int, stride: int) -> list[dict]:
         """The best exo views of one window, from geometry alone."""
@@ -180,6 +156,35 @@ class Windows:
         chosen = sorted((clip for clip in rows if clip["chosen"]), key=lambda clip: (-clip["overlap"], clip["clip_id"]))
         for clip in chosen[self.recipe.max_per_take :] if self.recipe.max_per_take else []:
             clip["chosen"], clip["why"] = False, f"the take gives {self.recipe.max_per_take} clips, with more overlap"
+
+
+def stride_of(fps: float, recipe: Clips) -> int:
+    """Frames of a source of that rate for one of the clip."""
+    return max(1, round(fps / recipe.fps))
+
+
+def exo_view(recipe: Clips, name: str, exo: dict, files: dict) -> dict:
+    """An exo camera of a take at the recipe's size: {camera, T_world_exo, columns that all of its windows share}."""
+    source = Camera.from_dict(exo["camera"])
+    crop = _centre_crop(source.width, source.height, *recipe.exo_size)
+    camera = source.crop(*crop).rescale(*recipe.exo_size)
+    if recipe.undistort:
+        camera, crop = _pinhole_like(camera), (0, 0, source.width, source.height)
+    T_world_exo = torch.tensor(exo["T_world_exo"], dtype=torch.float64)
+    depth = {path: file["sha256"] for path, file in files.items() if exo["depth"] and _under(path, exo["depth"])}
+    columns = {
+        "exo_cam": name,
+        "exo_video": exo["video"],
+        "exo_camera": json.dumps(camera.to_dict()),
+        "exo_crop": list(crop),
+        "exo_lens": json.dumps(source.to_dict()) if recipe.undistort else "",
+        "T_world_exo": pack(T_world_exo.numpy()),
+        "depth_path": exo["depth"] or "",
+        "depth_kind": exo["depth_kind"] or "",
+        "depth_focal": exo["depth_focal"],
+        "depth_files": digest(depth) if depth else "",
+    }
+    return {"camera": camera, "T_world_exo": T_world_exo, "columns": columns}
 
 
 def split_of(official: str, take_uid: str, start: int, recipe: Clips) -> str:

@@ -210,7 +210,7 @@ class Reader:
             inner = known[:last].double().mean() if last else 0.0
             reason = "poses_disagree" if inner >= settings.min_pose_coverage else "pose_gaps"
             raise Bad(reason, f"ego poses for {int(known.sum())} of {frames} frames, the last for frame {last - 1}")
-        _check_reach(T[known, :3, 3].numpy(), exo)
+        check_reach(T[known, :3, 3].numpy(), exo)
         leaps = poses.jumps(T, settings.max_step, MAX_TURN).nonzero().flatten()
         if len(leaps):
             raise Bad("pose_jumps", f"ego, between frames {int(leaps[0]) - 1} and {int(leaps[0])}; {len(leaps)} in all")
@@ -312,10 +312,10 @@ def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tup
         raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
     if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):
         raise Bad("calibration_invalid", f"{calibration}: f {f:.0f}, centre {cx:.0f}, {cy:.0f} of 2880x2880")
-    return aria_sensor_to_stored(_check_lens(lens, calibration), info.width), "calibration file"
+    return aria_sensor_to_stored(check_lens(lens, calibration), info.width), "calibration file"
 
 
-def _check_lens(lens: Camera, name: str) -> Camera:
+def check_lens(lens: Camera, name: str) -> Camera:
     """The lens, where it bends rays as a lens does: at 0.95 of its field of view, a picture that is neither crushed nor blown up."""
     theta = 0.95 * lens.field_of_view
     away = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * math.sin(theta)
@@ -330,12 +330,12 @@ def _check_lens(lens: Camera, name: str) -> Camera:
 
 
 def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None, told: float = 1.0) -> dict:
-    _check_lens(camera, path)
+    check_lens(camera, path)
     depth_is = {"depth": depth, "depth_kind": kind, "depth_focal": told}
     return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), **depth_is}
 
 
-def _check_reach(positions: np.ndarray, exo: dict[str, dict]) -> None:
+def check_reach(positions: np.ndarray, exo: dict[str, dict]) -> None:
     """That the head, at `positions` [n, 3], is where exo cameras would be put to film it: poses in millimetres are not."""
     for cam, view in exo.items():
         away = float(np.median(np.linalg.norm(positions - np.array(view["T_world_exo"])[:3, 3], axis=1)))

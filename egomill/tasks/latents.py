@@ -40,7 +40,7 @@ def stage(profile: Profile) -> Stage:
 
 
 class Encoder:
-    """Holds codec and text encoder; a clip's rows in, its latents out."""
+    """Holds codec and text encoder; a clip's rows in, its latents out; no ego latent where there is no ego video."""
 
     def __init__(self, model: Model) -> None:
         self.tokens = model.text_tokens
@@ -49,16 +49,18 @@ class Encoder:
     def __call__(self, row: dict) -> dict | Rejected:
         clip = row["clips"]
         try:
-            exo, ego = views.read_exo(clip), views.read_ego(clip)
+            pictures = {"exo": views.read_exo(clip)}
+            if clip["ego_video"]:  # none where the ego view is still to be made
+                pictures["ego"] = views.read_ego(clip)
         except video.VideoError as error:
             return Rejected("video_undecodable", str(error))
-        _, valid, prior = views.read_prior(clip, row["priors"])
-        latents = {name: to_latent(self.parts.vae, frames) for name, frames in (("exo", exo), ("prior", prior), ("ego", ego))}
+        _, valid, pictures["prior"] = views.read_prior(clip, row["priors"])
+        latents = {name: to_latent(self.parts.vae, frames) for name, frames in pictures.items()}
         broken = [name for name, latent in latents.items() if not latent.isfinite().all()]
         if broken:
             raise ArithmeticError(f"clip {clip['clip_id']}: latents of {', '.join(broken)} are not finite")
         text = self.parts.encode_text([row["captions"]["text"]], self.tokens)[0]
-        image = self.parts.encode_image(torch.from_numpy(exo[:1]))  # of the exo view: the true ego view is not to be seen
+        image = self.parts.encode_image(torch.from_numpy(pictures["exo"][:1]))  # of the exo view: the true ego view is not to be seen
         packed = {name: _half(latent) for name, latent in latents.items()}
         cover = _half(cover_cells(torch.from_numpy(valid)[None])[0])
         return {**packed, "cover": cover, "text": _half(text), "image": None if image is None else _half(image[0])}

@@ -15,7 +15,7 @@ from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES
 from egomill.schemas.tensors import DEPTH, TENSOR, unpack, unpack_depth
 from egomill.tasks import sources
 from egomill.tasks.lake import Lake, one_of
-from egomill.tasks.stage import Item, Stage, finished, read_rows
+from egomill.tasks.stage import Item, Stage, finished, one_thread, read_rows
 
 SHOWN = 60  # characters of a value
 
@@ -25,13 +25,9 @@ def rederive(
 ) -> Iterator[tuple[str, list[dict] | Rejected | Exception]]:
     """What the present code makes of each key, from inputs at these versions (or from `items`): rows, a rejection, or what it raised.
 
-    One thread, as in a stage's actors: sums depend on how many threads share them.
+    One thread, as in a stage's actors.
     """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         worker = stage.worker()
         for key in keys:
             row = items[key].row if items is not None else read_rows(stage, lake, versions, [key])[0][key]
@@ -40,8 +36,6 @@ def rederive(
                 yield key, result if isinstance(result, Rejected) else finished(stage, key, result)
             except Exception as error:
                 yield key, error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def stored(stage: Stage, lake: Lake, key: str, version: int | None = None) -> list[dict]:

@@ -450,6 +450,19 @@ def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:
     return [{**r, "content": r["content"] or content_of(r, NO_CONTENT)} for r in stored]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Arithmetic as in a stage's actors: sums depend on how many threads share them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _on_ray(
     stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
 ) -> Iterator[_Result]:

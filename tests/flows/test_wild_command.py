@@ -1,0 +1,78 @@
+"""`egomill generate --exo`: one video answered, the lake left as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from egomill.flows.cli import app
+from egomill.scenes.take import simulate
+from egomill.schemas.config import Profile
+from egomill.tasks import adapters, video
+from egomill.tasks.tracking import Tracker
+from tests.tasks import wild_request
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    """A request as options."""
+    folder = tmp_path_factory.mktemp("request")
+    simulate(folder / "sim", 1, seed=5, seconds=1.0)
+    profile = Profile.load("local", ["clips.exo_cameras=1"])
+    files = wild_request.write(folder, *wild_request.first_clip(folder / "sim", profile))
+    return [part for name, value in files.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def generate(*options: object):
+    return CliRunner().invoke(app, ["generate", *map(str, options)])
+
+
+def on_disk(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_by_the_base_without_any_lake(arguments, tmp_path):
+    nowhere, out = tmp_path / "no lake", tmp_path / "ego.mp4"
+    done = generate("base", "--lake", nowhere, *arguments, "--out", out, "--prompt", "A person cooks.", "--seed", 7, "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record == json.loads(out.with_suffix(".json").read_text())
+    assert (record["adapter"], record["seed"], record["prompt"]) == ("base", 7, "A person cooks.")
+    assert video.probe(out).frames == 9
+    assert not nowhere.exists()
+    done = generate("base", "--lake", nowhere, *arguments, "--out", tmp_path / "again.mp4", "--prompt", "A person cooks.", "--seed", 7)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
+    assert "9 frames by base, seed 7" in done.stdout
+
+
+def test_by_an_adapter_of_a_lake_that_stays_as_it_is(arguments, tmp_path):
+    lake, made = tmp_path / "lake", wild_request.adapter(tmp_path / "adapter", Profile.load("local"))
+    tracker = Tracker.beside(str(lake))
+    tracker.alias(tracker.register("egox", made, tracker.start("t"), {}), "champion")
+    before = on_disk(lake)
+    done = generate("egox@champion", "--lake", lake, *arguments, "--out", tmp_path / "ego.mp4", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert (record["adapter"], record["adapter_sha256"]) == ("egox@v1", adapters.sha256(made))
+    assert on_disk(lake) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["base", "--fov", 60], "--fov goes with --exo"),
+        (["base", "--exo", "a.mp4"], "--exo also needs --trajectory and --out"),
+        (["base", "--exo", "a.mp4", "--trajectory", "a.txt", "--out", "b.mp4"], "depth is missing"),
+        (["prior", "--exo", "a.mp4", "--trajectory", "a.txt", "--out", "b.mp4"], "prior is a reference"),
+        (["egox@v1", "--exo", "a.mp4", "--trajectory", "a.txt", "--out", "b.mp4"], "nothing was ever registered"),
+    ],
+)
+def test_what_is_missing_is_named(options, words, tmp_path):
+    done = generate(*options, "--lake", tmp_path / "lake")
+    assert isinstance(done.exception, ValueError)
+    assert words in str(done.exception)
