@@ -23,6 +23,8 @@ REFERENCES = ("prior", "codec")  # not generated: the filled prior, and the trut
 def generate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
     """Generate with an adapter ("name@alias", "name@v3") or with the un-tuned "base" for every held-out clip."""
     settings_ = Profile.load(profile, settings or [])
+    if adapter in REFERENCES:
+        raise ValueError(f"{adapter!r} is a reference to compare with, and generates nothing")
     with recorded(Lake(lake), "generate", settings_) as run:
         spec, folder = resolve(run.lake.uri, adapter, tracking)
         report = make(run, generations.stage(settings_, spec, folder), keys=selected(run.lake, settings_.clips, HELD_OUT))

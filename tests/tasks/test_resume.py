@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_lake
-from test_train import run_here
+from tiny_lake import run_here
 
 from egomill.schemas.config import Profile
 from egomill.tasks import latents, releases

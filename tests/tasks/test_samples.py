@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egomill.tasks.samples import batch_indices, noise_generator
+from egomill.tasks.samples import batch_indices, noise_generator, places
 
 
 @given(count=st.integers(1, 30), batch=st.integers(1, 8), seed=st.integers(0, 5))
@@ -27,3 +27,26 @@ def test_pure_function_of_seed_and_step():
 def test_nothing_to_train_on():
     with pytest.raises(ValueError, match="nothing"):
         batch_indices(0, 2, 0, 0)
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 3), steps=st.integers(1, 12), killed_at=st.integers(0, 12), seed=st.integers(0, 5))
+def test_no_sample_is_skipped_or_repeated_by_workers_or_by_a_resume(count, batch, steps, killed_at, seed):
+    """What 1, 2 and 4 workers are given of the same global batch, over a resume: the same samples with the same noise."""
+
+    def seen(world: int, first: int, last: int) -> list[list[tuple[int, int]]]:
+        passes = 4 // world
+        found = []
+        for step in range(first, last):
+            indices = batch_indices(count, batch * world * passes, seed, step)
+            mine = [place for part in range(passes) for rank in range(world) for place in places(batch, rank, world, part)]
+            assert sorted(mine) == list(range(len(indices)))  # every place once
+            found.append(sorted((place, indices[place]) for place in mine))
+        return found
+
+    whole = seen(1, 0, steps)
+    middle = min(killed_at, steps)
+    for world in (1, 2, 4):
+        assert seen(world, 0, middle) + seen(world, middle, steps) == whole
+    stream = [index for step in whole for _, index in step]
+    for epoch in range(len(stream) // count):
+        assert Counter(stream[epoch * count : (epoch + 1) * count]) == Counter(range(count))

@@ -7,31 +7,16 @@ import numpy as np
 import pytest
 import tiny_lake
 import torch
+from tiny_lake import run_here
 
 from egomill.models import batch, egox, lora
 from egomill.schemas.config import Profile
-from egomill.schemas.outcome import Rejected
 from egomill.tasks import adapters, bases, gate, generate, latents, releases, samples, scores, train, train_loop, video
+from egomill.tasks.alive import beating
 from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Stage
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.tracking import BY, Tracker
 
 SMALL = ["train.steps=2", "train.rank=4", "train.alpha=8", "train.batch=2", "train.workers=1", "train.checkpoint_every=1"]
-
-
-def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
-    """A stage's worker without Ray, and its rows into the lake."""
-    worker, made = stage.worker(), []
-    for key in keys:
-        row = {}
-        for i, (table, columns) in enumerate(stage.reads.items()):
-            row[table] = lake.rows(table, [key], dict.fromkeys(("clip_id", *columns)), where=stage.where if i == 0 else "")[0]
-        result = worker(row)
-        assert not isinstance(result, Rejected)
-        rows = result if isinstance(result, list) else [{"clip_id": key, **result}]
-        made += [{**r, **stage.constants, "fingerprint": "f", "run_id": "run"} for r in rows]
-    lake.upsert(stage.name, made)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +95,16 @@ def test_the_same_global_batch_trains_the_same_adapter(built, ray_cluster, other
     for name, tensor in adapters.tensors(one.folder).items():
         torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5)
     assert not list(Path(lake.uri, "training").glob("*"))  # nothing left behind
+
+
+def test_two_trainings_of_the_same_never_run_at_once(built):
+    lake, _, profile, release, tracker = built
+    other = with_(profile, seed=9)
+    left = tracker.start("egox-r1", {"release": "r1", "recipe": train.recipe(other), BY: "first"})
+    with beating(lake, "first"), pytest.raises(ValueError, match=f"run first is training the same, of release r1, in MLflow run {left}"):
+        train.train(lake, release, other, tracker, "second")
+    assert tracker.running() == {left: "first"}
+    tracker.end(left, "KILLED")
 
 
 def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):

@@ -13,9 +13,11 @@ from egomill.kernels import directions as rays
 from egomill.kernels.cameras import Camera, aria_rgb
 from egomill.kernels.poses import transform
 from egomill.kernels.prior import render_prior
+from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack, pack_depth
 from egomill.tasks import video
 from egomill.tasks.lake import Lake
+from egomill.tasks.stage import Stage, finished
 
 FRAMES, FPS = 5, 10.0
 EXO = Camera("pinhole", (55.0, 55.0, 47.5, 31.5), 96, 64)
@@ -47,7 +49,7 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list
     ids = []
     Path(root).mkdir(parents=True, exist_ok=True)
     for i in range(clips):
-        made = {"fingerprint": f"f{i}", "run_id": "run"}
+        made = {"fingerprint": f"f{i}", "run_id": "run", "content": f"c{i}"}
         key, take = f"take{i % takes}.cam01.{i}", f"take{i % takes}"
         ids.append(key)
         T_exo = torch.eye(4)
@@ -105,6 +107,20 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list
     for table, rows in tables.items():
         lake.upsert(table, rows)
     return ids
+
+
+def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
+    """A stage's worker without Ray, and its rows into the lake."""
+    worker, made = stage.worker(), []
+    for key in keys:
+        row = {}
+        for i, (table, columns) in enumerate(stage.reads.items()):
+            row[table] = lake.rows(table, [key], dict.fromkeys(("clip_id", *columns)), where=stage.where if i == 0 else "")[0]
+        result = worker(row)
+        assert not isinstance(result, Rejected)
+        made += [{**r, "fingerprint": "f", "run_id": "run"} for r in finished(stage, key, result)]
+    lake.upsert(stage.name, made)
+    return made
 
 
 def base(folder: Path) -> Path:

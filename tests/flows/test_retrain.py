@@ -1,0 +1,62 @@
+"""The gate at work: better is promoted, worse is refused, roll-back restores; the lineage command and MLflow tell all of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from egomill.flows.cli import app
+from egomill.flows.retrain import retrain
+from egomill.schemas.config import Profile
+from egomill.tasks import latents, releases
+from egomill.tasks.lake import Lake
+from egomill.tasks.tracking import Tracker
+from tests.tasks import tiny_lake
+
+SMALL = ["train.rank=8", "train.batch=2", "train.workers=1", "train.warmup=1", "train.checkpoint_every=1000", "generate.baseline=true"]
+
+
+def lineage(lake: Lake, spec: str) -> dict:
+    answer = CliRunner().invoke(app, ["lineage", spec, "--lake", lake.uri, "--json"])
+    assert answer.exit_code == 0, answer.output
+    return json.loads(answer.stdout)["adapter"]
+
+
+@pytest.mark.timeout(900)
+def test_better_is_promoted_worse_is_refused_and_roll_back_restores(tmp_path, ray_cluster):
+    lake = Lake(str(tmp_path / "lake"))
+    keys = tiny_lake.build(lake, clips=8, takes=4, held_out=4)
+    settings = [*SMALL, f"model.base='{tiny_lake.base(tmp_path / 'base')}'"]
+    profile = Profile.load("local", settings)
+    tiny_lake.run_here(lake, latents.stage(profile), keys)
+    releases.publish(lake, "run", profile, "r1")
+    tracker = Tracker.beside(lake.uri)
+
+    def night(steps: int, rate: float) -> dict:
+        return retrain.fn(lake.uri, settings=[*settings, f"train.steps={steps}", f"train.learning_rate={rate}"])
+
+    first = night(25, 2e-2)
+    assert (first["adapter"], first["promoted"]) == ("egox@v1", True), first["why"]
+    assert "against base" in first["why"]
+    worse = night(1, 1e-6)
+    assert (worse["adapter"], worse["promoted"]) == ("egox@v2", False)
+    assert "against egox@v1" in worse["why"]
+    better = night(150, 2e-2)
+    assert (better["adapter"], better["promoted"]) == ("egox@v3", True), better["why"]
+
+    told = {n: lineage(lake, f"egox@v{n}") for n in (1, 2, 3)}
+    assert [told[n]["tags"]["decision"] for n in (1, 2, 3)] == [first["why"], worse["why"], better["why"]]
+    assert (told[3]["tags"]["champion_before"], told[3]["aliases"]) == ("egox@v1", ["candidate", "champion"])
+    assert "promoted" not in told[2]["tags"]
+
+    rolled = CliRunner().invoke(app, ["rollback", "egox", "--lake", lake.uri, "--json"])
+    assert json.loads(rolled.stdout) == {"champion": "egox@v1", "was": "egox@v3"}
+    assert lineage(lake, "egox@champion")["spec"] == "egox@v1"
+    assert lineage(lake, "egox@v3")["tags"]["rolled_back"] == "to egox@v1"
+    by_version = {a["version"]: a for a in tracker.adapters("egox")}  # as MLflow's pages show it
+    assert by_version["1"]["aliases"] == ["champion"]
+    again = night(150, 2e-2)
+    assert (again["adapter"], again["trained"], again["promoted"]) == ("egox@v3", False, False)  # not back by itself
+    assert "rolled back" in again["why"]
