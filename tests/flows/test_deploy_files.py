@@ -103,7 +103,7 @@ def found(tree, key: str) -> list:
         return [value for item in tree for value in found(item, key)]
     if not isinstance(tree, dict):
         return []
-    return [tree[key]] * (key in tree) + [value for item in tree.values() for value in found(item, key)]
+    return [tree[k] for k in tree if k == key] + [value for item in tree.values() for value in found(item, key)]
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.37"])
