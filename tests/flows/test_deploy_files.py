@@ -1,8 +1,8 @@
 """The files of deploy/: against the schemas of the tools, and against one another.
 
 Kubernetes' own kinds meet its JSON schemas (`kubernetes-validate` carries them). No package of a registry carries the custom resource
-definitions of KubeRay, so RayCluster and RayJob meet three things instead: their pods the core schema, their fields the list below, which is
-transcribed from KubeRay's API reference, and the whole RayCluster the code by which Ray's own autoscaler reads it.
+definitions of KubeRay, so RayCluster and RayJob meet three things instead: their pods the core schema, their fields the list below,
+which is transcribed from KubeRay's API reference, and the whole RayCluster the code by which Ray's own autoscaler reads it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ AUTOSCALER = closed(
     envFrom={"type": "array"},
     volumeMounts={"type": "array"},
 )
-BOUNDS = {"groupName": TEXT, "replicas": WHOLE, "minReplicas": WHOLE, "maxReplicas": WHOLE, "numOfHosts": WHOLE, "idleTimeoutSeconds": WHOLE}
+BOUNDS = dict.fromkeys(("replicas", "minReplicas", "maxReplicas", "numOfHosts", "idleTimeoutSeconds"), WHOLE)
 RAY_CLUSTER = closed(
     "headGroupSpec",
     rayVersion=TEXT,
@@ -76,7 +76,7 @@ RAY_CLUSTER = closed(
     headGroupSpec=closed("template", **GROUP, serviceType=TEXT, headService=OBJECT, enableIngress=YES),
     workerGroupSpecs={
         "type": "array",
-        "items": closed("groupName minReplicas maxReplicas template", **GROUP, **BOUNDS, scaleStrategy=OBJECT, suspend=YES),
+        "items": closed("groupName minReplicas maxReplicas template", **GROUP, **BOUNDS, groupName=TEXT, scaleStrategy=OBJECT, suspend=YES),
     },
 )
 RAY_JOB = closed(
@@ -151,7 +151,8 @@ def test_the_clusters_profile_makes_the_rows_of_paper():
 
 
 def test_what_is_named_is_there():
-    names = {(o["kind"], o["metadata"].get("name")) for _, o in OBJECTS} | {("ConfigMap", "egomill-settings"), ("ConfigMap", "egomill-files")}
+    made = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())["configMapGenerator"]
+    names = {(o["kind"], o["metadata"].get("name")) for _, o in OBJECTS} | {("ConfigMap", m["name"]) for m in made}
     for kind, key, field in (
         ("ConfigMap", "configMapRef", "name"),
         ("ConfigMap", "configMapKeyRef", "name"),
@@ -166,11 +167,11 @@ def test_what_is_named_is_there():
     head = f"{CLUSTER['metadata']['name']}-head-svc"  # as KubeRay names it
     ports = {(o["metadata"]["name"], str(p["port"])) for _, o in OBJECTS if o["kind"] == "Service" for p in o["spec"]["ports"]}
     ports |= {(head, "6379"), (head, "8265"), ("127.0.0.1", "4200")}
-    values = [*SETTINGS.values(), *(variable["value"] for variables in found(TEMPLATES, "env") for variable in variables if "value" in variable)]
+    values = [*SETTINGS.values(), *(v["value"] for variables in found(TEMPLATES, "env") for v in variables if "value" in v)]
     addresses = [address for value in values for address in re.findall(r"^(?:http://)?([\w.-]+):(\d+)(?:/api)?$", value)]
     assert len(addresses) >= 3
     assert set(addresses) <= ports
-    for _, service in ((n, o) for n, o in OBJECTS if o["kind"] == "Service"):
+    for service in (o for _, o in OBJECTS if o["kind"] == "Service"):
         target = next(o for _, o in OBJECTS if o["kind"] == "Deployment" and o["metadata"]["name"] == service["metadata"]["name"])
         assert target["spec"]["template"]["metadata"]["labels"] == target["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
         assert {p["targetPort"] for p in service["spec"]["ports"]} <= {p["containerPort"] for p in found(target, "ports")[0]}
@@ -199,8 +200,7 @@ def test_every_pod_is_of_the_one_image_and_nobody_special():
             assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
             assert set(container["resources"]) == {"limits", "requests"}
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= {volume["name"] for volume in spec.get("volumes", [])}
-    for kind in {o["kind"] for _, o in OBJECTS}:
-        assert kind not in {"Ingress", "HTTPRoute"}
+    assert not {o["kind"] for _, o in OBJECTS} & {"Ingress", "HTTPRoute"}
     assert {o["spec"]["type"] for _, o in OBJECTS if o["kind"] == "Service"} == {"ClusterIP"}
     assert CLUSTER["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
 
@@ -250,7 +250,8 @@ def test_the_deployments_are_those_of_the_top_with_the_clusters_places():
         assert deployment["concurrency_limit"] == top[name]["concurrency_limit"]
         assert deployment["work_pool"]["name"] == POOL
         file, _, flow = deployment["entrypoint"].partition(":")
-        defined = next(node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef) and node.name == flow)
+        functions = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+        defined = next(function for function in functions if function.name == flow)
         assert set(deployment["parameters"]) <= {argument.arg for argument in defined.args.args}
         assert set(re.findall(r"\{\{ \$(\w+) \}\}", str(deployment))) <= set(SETTINGS)
     worker = next(c for c in CONTAINERS if c["name"] == "worker")
