@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -27,7 +28,8 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
         raise ValueError(f"{adapter!r} is a reference to compare with, and generates nothing")
     with recorded(Lake(lake), "generate", settings_) as run:
         spec, folder = resolve(run.lake.uri, adapter, tracking)
-        report = make(run, generations.stage(settings_, spec, folder), keys=selected(run.lake, settings_.clips, HELD_OUT))
+        fetch = partial(Tracker.of(tracking, lake).folder, spec) if folder else None
+        report = make(run, generations.stage(settings_, spec, folder, fetch), keys=selected(run.lake, settings_.clips, HELD_OUT))
         return {"adapter": spec, **report.to_dict()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prefect import flow
 
 from egomill.flows.generate import HELD_OUT, REFERENCES, score
@@ -42,7 +44,7 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         folders = {"base": "", **others, candidate.spec: candidate.folder}
         held_out = selected(run.lake, settings_.clips, HELD_OUT)
         for spec, folder in folders.items():
-            make(run, generations.stage(settings_, spec, folder), keys=held_out)
+            make(run, generations.stage(settings_, spec, folder, partial(tracker.folder, spec)), keys=held_out)
         for spec in (*folders, *REFERENCES):
             score(run, spec)
 

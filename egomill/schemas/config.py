@@ -12,9 +12,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 PROFILES = Path(__file__).parent.parent / "profiles"
+STAGES = ["takes", "clips", "depth", "priors", "directions", "captions", "latents", "generations", "scores"]
 
 
 class Section(BaseModel):
@@ -143,16 +144,32 @@ class Evaluate(Section):
 
 
 class Resources(Section):
-    """What the actors of a stage take and how long they may; stages not named take one CPU. Nothing here enters a fingerprint."""
+    """What the actors of a stage take, how many there are, and how long they may. Nothing here enters a fingerprint.
+
+    Stages are named as in reports, by the table that they make: takes, clips, depth, priors, directions, captions, latents, generations,
+    scores. One that is not named takes one CPU. On a cluster this is also what places a stage: one that takes a part of a GPU runs where
+    GPUs are, and one that takes no CPU leaves those to others. What training takes stands in `train` (workers, gpu).
+    """
 
     shard: int = Field(default=4, ge=1)  # rows per commit at least; what a crash may cost
     shards: int = Field(default=1000, ge=1)  # that one run of a stage makes at most: with more rows each holds more
-    cpus: dict[str, float] = {}
-    gpus: dict[str, float] = {}
+    cpus: dict[str, float] = {}  # of one actor
+    gpus: dict[str, float] = {}  # of one actor; 0.5: two share a device, and have to fit into its memory together
+    actors: dict[str, int] = {}  # of one stage at a time, over all machines, at most; not named: as many as there is room and work for
     timeout: float = Field(default=1800.0, ge=0)  # seconds that one row may take before it is given up as hung; 0: no limit
     timeouts: dict[str, float] = {}  # of single stages
     failure_threshold: float = Field(default=0.2, ge=0, le=1)  # share of failed (not rejected) rows above which a run fails
     attempts: int = 3  # of a failed row
+
+    @field_validator("cpus", "gpus", "actors", "timeouts")
+    @classmethod
+    def _stages(cls, given: dict[str, float], about: ValidationInfo) -> dict[str, float]:
+        for name, value in given.items():
+            if name not in STAGES:
+                raise ValueError(f"unknown stage {name}{_nearest(name, STAGES)}")
+            if value < (about.field_name == "actors"):
+                raise ValueError(f"{name} = {value:g}")
+        return given
 
 
 class Profile(Section):

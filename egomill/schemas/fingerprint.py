@@ -69,6 +69,15 @@ def code_parts(module: str) -> dict[str, str]:
     return {name: _tree_hash(name) for name in sorted(reaches(module))}
 
 
+def check_code(of: str, parts: dict[str, str]) -> None:
+    """RuntimeError where the modules that `of` reaches are not those of `code_parts`, from another process."""
+    here = code_parts(of)
+    others = sorted(name for name in parts.keys() | here.keys() if parts.get(name) != here.get(name))
+    if others:
+        where = Path(__file__).parent.parent
+        raise RuntimeError(f"what would run, {where}, is other code than what rows are marked with: {', '.join(others)}")
+
+
 @cache
 def reaches(module: str) -> frozenset[str]:
     """The modules of this package that `module` imports, directly or not, with itself."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -24,8 +26,11 @@ LATENTS = ("exo", "prior", "cover", "text", "image")
 DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
 
 
-def stage(profile: Profile, adapter: str, folder: str = "") -> Stage:
-    """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training."""
+def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], str] | None = None) -> Stage:
+    """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training.
+
+    `fetch` brings the files to a machine that has no such folder, and says where they lie there.
+    """
     revision = bases.revision(profile.model)
     settings = profile.model.model_dump(include={"mask", "gga", "lambda_g", "text_tokens"})
     if folder:
@@ -36,7 +41,7 @@ def stage(profile: Profile, adapter: str, folder: str = "") -> Stage:
         name="generations",
         reads={"latents": LATENTS, "directions": DIRECTIONS, "clips": ("fps",)},
         config={**settings, "sampler": sampler},
-        worker=partial(Generator, profile, settings, folder),
+        worker=partial(Generator, profile, settings, folder, fetch),
         weights=revision + (adapters.sha256(folder) if folder else ""),
         constants={"adapter": adapter},
         where=f"model = '{revision}'",
@@ -51,7 +56,9 @@ def seed_of(seed: int, clip_id: str) -> int:
 class Generator:
     """Holds base and adapter; a clip's rows in, its ego video out."""
 
-    def __init__(self, profile: Profile, settings: dict, folder: str) -> None:
+    def __init__(self, profile: Profile, settings: dict, folder: str, fetch: Callable[[], str] | None = None) -> None:
+        if folder and fetch and not Path(folder).is_dir():
+            folder = fetch()
         self.settings, self.sampler = settings, profile.generate
         self.parts = bases.load(profile.model, "transformer", "vae", *(["text"] if profile.generate.guidance > 1 else []))
         if folder:

@@ -14,7 +14,7 @@ from egomill.tasks.tracking import Tracker
 
 def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
     """The chain behind an adapter ("name@alias", "name@v3"), down to the digests of the files. ValueError where it is not registered."""
-    adapter = tracker.resolve(spec)
+    adapter = tracker.find(spec)
     release = releases.get(lake, adapter.tags["release"], withdrawn=True)
     return {
         "adapter": {"spec": adapter.spec, "aliases": list(adapter.aliases), "run_id": adapter.run_id, "tags": adapter.tags},

@@ -73,7 +73,7 @@ def _spec(lake: Lake, tracker: Tracker | None, adapter: str) -> str:
     if adapter and adapter != "base":
         if tracker is None:
             raise ValueError(f"to find adapter {adapter!r} a tracker is needed")
-        return tracker.resolve(adapter).spec
+        return tracker.find(adapter).spec
     made = lake.read("generations", ["adapter"])["adapter"].to_pylist()
     trained = sorted({a for a in made if a != "base"}, key=lambda a: int(a.rpartition("@v")[2]))
     return "base" if adapter == "base" or (made and not trained) else trained[-1] if trained else ""

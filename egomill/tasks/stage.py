@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from egomill.schemas.config import Resources
-from egomill.schemas.fingerprint import code_parts, content_of, digest
+from egomill.schemas.fingerprint import check_code, code_parts, content_of, digest
 from egomill.schemas.outcome import Rejected, Report, StageFailed
 from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
 from egomill.tasks import recipes
@@ -353,6 +353,7 @@ class _Actor:
         words = Path(tempfile.gettempdir()) / f"egomill-{me}.words"
         self.watch = Watch(words, lambda method, *arguments: ray.get(getattr(journal, method).remote(*arguments)), seconds)
         self.watch.making(f"worker {me}")
+        check_code(stage.module, stage.parts["code"])  # which the driver wrote down
         self.worker = stage.worker()
         self.watch.made(f"worker {me}")
 
@@ -468,19 +469,26 @@ def _on_ray(
 ) -> Iterator[_Result]:
     """Results as shards finish, in whatever order. Ray restarts an actor that dies and gives it its shard again; `watch` bounds that."""
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from egomill.tasks.cluster import require
 
     at_hand = {item.key: {"item": item.row} for item in items or []}
     size = max(resources.shard, -(-len(rows) // resources.shards))
     shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))
     jobs = [{"job": json.dumps(shard)} for shard in shards]
-    journal = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Journal).remote()
+    here: Any = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # a machine that dies must not take it along
+    journal = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Journal).remote()
     arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources, "journal": journal}
     table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
     cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)
-    there = ray.cluster_resources()
+    require(f"resources: an actor of {stage.name}", cpus, gpus)
+    there, most = ray.cluster_resources(), min(len(jobs), resources.actors.get(stage.name, len(jobs)))
     fit = [int(there.get(kind, 0) / each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
-    at_once = max(1, min(len(jobs), *fit))  # Ray Data would start with one and add others when half of a short stage is over
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(jobs), initial_size=at_once)
+    at_once = max(1, min(most, *fit))  # Ray Data would start with one and add others when half of a short stage is over
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=at_once)
     done = table.map_batches(_Actor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
     for row in done.iter_rows():
         fragments, outcomes = json.loads(row["result"])

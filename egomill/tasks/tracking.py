@@ -3,24 +3,34 @@
 Everything goes through a client and explicit run ids, never through MLflow's "active run": a training that is restarted, or whose
 losses come from another process, must find its run again. Which data a run saw is a dataset input that names the release and the table
 versions; its source can be reopened in any process that has this package installed (entry point `mlflow.dataset_source`).
+
+An adapter's files lie where MLflow keeps artifacts: a folder, which is read in place, or behind a server or in an object store. From there
+each machine fetches a version once, into `cache()`, where the newest `CACHED` stay.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from egomill.schemas.fingerprint import digest
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+log = logging.getLogger(__name__)
 CHAMPION, CANDIDATE = "champion", "candidate"
 BY = "egomill.run"  # tag of runs: the lake's run that started it
+CACHED = 8  # adapters that a machine keeps: one of the paper's size has 3 GB
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class LanceSource:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A registered adapter: `folder` holds its files, `spec` ("name@v3") is how tables name it."""
+    """A registered adapter: `folder` holds its files on this machine ("": not fetched), `spec` ("name@v3") is how tables name it."""
 
     name: str
     version: str
@@ -84,13 +94,16 @@ class Adapter:
 
 @lru_cache(maxsize=4)
 def _client(uri: str) -> Any:
-    import logging
-
     from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def cache() -> Path:
+    """Where this machine keeps adapters that it fetched."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egomill" / "adapters"
 
 
 @dataclass(frozen=True)
@@ -246,8 +259,8 @@ class Tracker:
         for key, value in tags.items():
             self.client.set_model_version_tag(name, version, key, value)
 
-    def resolve(self, spec: str) -> Adapter:
-        """The adapter that "name@alias", "name@v3" or "name/3" means, its files on this machine. ValueError where there is none."""
+    def find(self, spec: str) -> Adapter:
+        """The adapter that "name@alias", "name@v3" or "name/3" means, without its files. ValueError where there is none."""
         from mlflow.exceptions import MlflowException
 
         name, at, alias = spec.partition("@")
@@ -259,31 +272,62 @@ class Tracker:
                 found = self.client.get_model_version(name, version)
         except MlflowException as error:
             raise ValueError(f"no adapter {spec!r}: {error.message}") from None
-        folder = self.client.download_artifacts(found.run_id, "adapter")
-        return Adapter(found.name, str(found.version), found.run_id, str(folder), dict(found.tags), tuple(found.aliases))
+        return Adapter(found.name, str(found.version), found.run_id, "", dict(found.tags), tuple(found.aliases))
+
+    def resolve(self, spec: str) -> Adapter:
+        """`find`, with the files on this machine."""
+        found = self.find(spec)
+        return replace(found, folder=self._fetch(found))
+
+    def folder(self, spec: str) -> str:
+        """Where `spec`'s files lie on the machine that asks: for workers, whose machine may be another than the driver's."""
+        return self.resolve(spec).folder
+
+    def _fetch(self, adapter: Adapter) -> str:
+        place = urlsplit(self.client.get_run(adapter.run_id).info.artifact_uri)
+        if place.scheme in ("", "file"):
+            return str(self.client.download_artifacts(adapter.run_id, "adapter"))  # nothing is copied
+        home = cache()
+        home.mkdir(parents=True, exist_ok=True)
+        folder = home / f"{adapter.run_id}-v{adapter.version}"
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of the actors that a machine starts at once one fetches, and the others wait
+            if not folder.is_dir():
+                with tempfile.TemporaryDirectory(dir=home) as half:
+                    os.rename(self.client.download_artifacts(adapter.run_id, "adapter", half), folder)
+            os.utime(folder)
+        kept = sorted(home.glob("*-v*[0-9]"), key=lambda old: old.stat().st_mtime)
+        for old in kept[:-CACHED]:
+            shutil.rmtree(old, ignore_errors=True)
+        return str(folder)
 
     def promote(self, adapter: Adapter, why: str) -> None:
         """Make it champion, and write down why and whom it replaced: that is where `roll_back` returns to."""
-        before = self.champion(adapter.name)
+        before = self._champion(adapter.name)
         self.tag_adapter(adapter, {"champion_before": before.spec if before else "", "promoted": why})
         self.alias(adapter, CHAMPION)
 
     def roll_back(self, name: str) -> tuple[Adapter, Adapter]:
         """Give the champion's place back to the one before; returns (who lost it, who has it). ValueError where there is none before."""
-        now = self.champion(name)
+        now = self._champion(name)
         if now is None:
             raise ValueError(f"{name} has no champion")
         before = now.tags.get("champion_before", "")
         if not before:
             raise ValueError(f"{now.spec} replaced nobody")
-        restored = self.resolve(before)
+        restored = self.find(before)
         self.alias(restored, CHAMPION)
         self.tag_adapter(now, {"rolled_back": f"to {restored.spec}"})
         return now, restored
 
     def champion(self, name: str) -> Adapter | None:
+        """The adapter of that alias, with its files."""
+        found = self._champion(name)
+        return found and replace(found, folder=self._fetch(found))
+
+    def _champion(self, name: str) -> Adapter | None:
         try:
-            return self.resolve(f"{name}@{CHAMPION}")
+            return self.find(f"{name}@{CHAMPION}")
         except ValueError:
             return None
 
@@ -312,14 +356,14 @@ class Tracker:
         return found
 
     def remove(self, run_id: str, path: str) -> bool:
-        """Delete one of a run's artifacts. False where the store does not let us."""
-        from mlflow.exceptions import MlflowException
+        """Delete one of a run's artifacts. False where it is still there: the store does not let us."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        place = self.client.get_run(run_id).info.artifact_uri
         try:
-            get_artifact_repository(self.client.get_run(run_id).info.artifact_uri).delete_artifacts(path)
-        except (MlflowException, NotImplementedError, OSError):
-            return False
+            get_artifact_repository(place, tracking_uri=self.uri).delete_artifacts(path)
+        except Exception as error:  # each kind of store has its own
+            log.warning("%s of run %s was not deleted: %s", path, run_id, error)
         return path not in self.files(run_id)
 
     def adapters(self, name: str) -> list[dict]:

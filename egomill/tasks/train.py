@@ -17,7 +17,7 @@ import ray
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from egomill.schemas.config import Profile
-from egomill.schemas.fingerprint import code_of, digest
+from egomill.schemas.fingerprint import code_of, code_parts, digest
 from egomill.tasks import adapters, bases, samples, train_loop
 from egomill.tasks.alive import alive
 from egomill.tasks.lake import Lake
@@ -71,7 +71,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
     tracker.params(mlflow_run, {"clips_train": len(clips), "clips_held_out": len(held_out), "base_revision": revision})
     tracker.dataset(mlflow_run, release["name"], lake.uri, versions)
-    plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, held_out)
+    code = code_parts(train_loop.__name__)
+    plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, held_out, code)
     try:
         _drop_halves(lake, f"{name}-{mlflow_run}")
         checkpoint = fit(plan, f"{name}-{mlflow_run}")
@@ -118,8 +119,9 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
 
     connect()
     settings = plan.profile.train
-    share = max(0.1, min(1.0, int(10 * ray.cluster_resources().get("CPU", 1) / settings.workers) / 10))
-    resources = {"CPU": share, "GPU": 1.0} if settings.gpu else {"CPU": share}
+    resources = {"CPU": share(settings.workers, [n["Resources"] for n in ray.nodes() if n["Alive"]], settings.gpu)}
+    if settings.gpu:
+        resources["GPU"] = 1.0
     root = plan.lake.uri.rstrip("/")
     best_by = "val_loss" if plan.held_out else None
     trainer = TorchTrainer(
@@ -137,3 +139,12 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     if result.checkpoint is None:
         raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
     return result.checkpoint
+
+
+def share(workers: int, machines: list[dict[str, float]], gpu: bool) -> float:
+    """CPUs of a worker: a whole one, or so much less (in tenths) that all have room at once on the machines, given by their resources."""
+    for tenths in range(10, 0, -1):
+        room = [int(10 * m.get("CPU", 0) / tenths) for m in machines]
+        if sum(min(n, int(m.get("GPU", 0))) if gpu else n for n, m in zip(room, machines, strict=True)) >= workers:
+            return tenths / 10
+    return 1.0 if gpu else 0.1

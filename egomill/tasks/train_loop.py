@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from egomill.models import attention, batch, egox, lora, sharding
 from egomill.schemas.config import Profile
+from egomill.schemas.fingerprint import check_code
 from egomill.tasks import adapters, bases, samples, sheets
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
@@ -45,6 +46,7 @@ class Plan:
     run_id: str  # in MLflow
     clips: list[str]
     held_out: list[str] = field(default_factory=list)
+    code: dict[str, str] = field(default_factory=dict)  # of this module, as the driver has it
 
 
 class Objective(nn.Module):
@@ -63,6 +65,7 @@ def loop(plan: Plan) -> None:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
+    check_code(__name__, plan.code)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings, model, device = plan.profile.train, plan.profile.model, get_device()

@@ -34,8 +34,8 @@ def built(tmp_path_factory):
     return lake.uri, str(base)
 
 
-def start(lake: str, base: str) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, *SETTINGS]
+def start(lake: str, base: str, settings: list[str] = SETTINGS) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, *settings]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

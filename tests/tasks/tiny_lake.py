@@ -42,10 +42,13 @@ def look(camera: Camera, T_world_cam: torch.Tensor, ball: torch.Tensor, phase: f
     return picture.numpy(), torch.where(inside, depth, 0).numpy(), (~hit | ~inside).numpy()
 
 
-def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2) -> list[str]:
-    """Fill takes, clips, depth, priors, directions and captions; the last `held_out` clips are in split "unseen". Returns the clip ids."""
+def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2, source: str = "") -> list[str]:
+    """Fill takes, clips, depth, priors, directions and captions; the last `held_out` clips are in split "unseen". Returns the clip ids.
+
+    Videos are written to the folder `source`, or beside the tables.
+    """
     tables: dict[str, list[dict]] = {t: [] for t in ("takes", "clips", "depth", "priors", "directions", "captions")}
-    root = f"{lake.uri}/source"
+    root = source or f"{lake.uri}/source"
     ids = []
     Path(root).mkdir(parents=True, exist_ok=True)
     for i in range(clips):
