@@ -14,7 +14,8 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,20 @@ def connect() -> None:
     context.execution_options.verbose_progress = False
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def interruptible(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises, awaited where a signal's handler is heard: Ray's own waiting goes on, or garbles what it raised."""
+    future: Future = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, daemon=True).start()
+    return future.result()
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from egomill.tasks.cluster import connect
+    from egomill.tasks.cluster import connect, interruptible
 
     connect()
     settings = plan.profile.train
@@ -135,7 +135,7 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
             checkpoint_config=CheckpointConfig(KEPT, checkpoint_score_attribute=best_by, checkpoint_score_order="min"),
         ),
     )
-    result = trainer.fit()
+    result = interruptible(trainer.fit)
     if result.checkpoint is None:
         raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
     return result.checkpoint
