@@ -23,6 +23,7 @@ services.get_node_ip_address = lambda address=None: "127.0.0.1"
 from ray.scripts.scripts import main
 main()
 """
+PATIENCE = {"RAY_raylet_start_wait_time_s": "150", "RAY_agent_register_timeout_ms": "120000"}  # where others keep the machine busy
 MEMORY = 150 * 2**20  # of a machine's object store
 
 
@@ -36,17 +37,19 @@ class Cluster:
         self.folder = tempfile.mkdtemp(prefix="egomill-ray-")  # short: names of sockets are
         self.machines: dict[str, subprocess.Popen] = {}
 
-    def both(self) -> None:
-        """Start what is not there: at first, or since it died."""
-        port = self.address.rpartition(":")[2]
-        if "one" not in self.machines:
+    def __enter__(self) -> Cluster:
+        try:
+            port = self.address.rpartition(":")[2]
             self._start("one", "--head", f"--port={port}", f"--temp-dir={self.folder}", "--include-dashboard=false", "--num-cpus=1")
-        if "two" not in self.machines:
             self._start("two", f"--address={self.address}", "--num-cpus=1", "--num-gpus=1")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def _start(self, name: str, *options: str) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "EGOMILL_", "RAY_", "MLFLOW_"))}
-        env |= {"RAY_AUTH_MODE": "disabled", "MACHINE": name, "OMP_NUM_THREADS": "1"}
+        env |= {"RAY_AUTH_MODE": "disabled", "MACHINE": name, "OMP_NUM_THREADS": "1", **PATIENCE}
         log = Path(self.folder, f"{name}.log")
         with log.open("w") as out:
             options = (*options, "--node-ip-address=127.0.0.1", f"--object-store-memory={MEMORY}", "--block", "--disable-usage-stats")
@@ -68,9 +71,6 @@ class Cluster:
             except ProcessLookupError:
                 continue
         started.wait()
-
-    def __enter__(self) -> Cluster:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self.machines)):

@@ -101,7 +101,6 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rebuilt(driver):
     """What the workers of the first rebuild said."""
-    driver.cluster.both()
     return driver.run("rebuild", str(driver.takes))
 
 
@@ -128,8 +127,20 @@ def test_a_rebuild_runs_where_its_resources_are_by_the_driver_s_code(driver, reb
     assert releases.get(driver.lake)["clips"] == len(clips)
 
 
+@pytest.mark.slow
+def test_training_over_both_machines(driver, rebuilt):
+    short = ("train.steps=4", "train.rank=4", "train.batch=1", "train.workers=2", "train.checkpoint_every=2")
+    said = driver.run("retrain", settings=short)
+    assert sorted(told["machine"] for told in said["training"]) == ["one", "two"]
+    assert all("py_modules_files" in told["file"] for told in said["training"])
+    (adapter,) = Tracker.beside(driver.lake.uri).adapters("egox")
+    assert adapter["tags"]["steps"] == "4"
+    assert "candidate" in adapter["aliases"]
+    made = driver.lake.read("generations", ["adapter"])["adapter"].to_pylist()
+    assert set(made) == {"base", "egox@v1"}
+
+
 def test_a_machine_that_dies_loses_nothing(driver, rebuilt):
-    driver.cluster.both()
     before = {row["clip_id"]: row["fingerprint"] for row in driver.lake.read("priors", ["clip_id", "fingerprint"]).to_pylist()}
     driver.hold.touch()
     process = driver.start("rebuild", str(driver.takes), settings=("priors.min_coverage=0.001", "resources.actors={}"))
@@ -144,17 +155,3 @@ def test_a_machine_that_dies_loses_nothing(driver, rebuilt):
     assert whole(driver.lake) == before.keys()
     assert all(row["fingerprint"] != before[row["clip_id"]] for row in driver.lake.read("priors", ["clip_id", "fingerprint"]).to_pylist())
     assert runs.history(driver.lake, 1)[0]["status"] == "completed"
-
-
-@pytest.mark.slow
-def test_training_over_both_machines(driver, rebuilt):
-    driver.cluster.both()
-    short = ("train.steps=4", "train.rank=4", "train.batch=1", "train.workers=2", "train.checkpoint_every=2")
-    said = driver.run("retrain", settings=short)
-    assert sorted(told["machine"] for told in said["training"]) == ["one", "two"]
-    assert all("py_modules_files" in told["file"] for told in said["training"])
-    (adapter,) = Tracker.beside(driver.lake.uri).adapters("egox")
-    assert adapter["tags"]["steps"] == "4"
-    assert adapter["aliases"] == ["candidate", "champion"]
-    made = driver.lake.read("generations", ["adapter"])["adapter"].to_pylist()
-    assert set(made) == {"base", "egox@v1"}

@@ -144,6 +144,8 @@ STEPS = 40
 SETTINGS = [f"train.steps={STEPS}", "train.rank=4", "train.batch=1", "train.workers=2", "train.checkpoint_every=2"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("store", ["proxied"], indirect=True)
 def test_a_training_on_an_object_store_goes_on_where_it_was_killed(store, cache, s3_lake, tmp_path, monkeypatch):
     """Two workers; release, latents and checkpoints in a bucket, metrics and adapter on the server."""
@@ -159,16 +161,18 @@ def test_a_training_on_an_object_store_goes_on_where_it_was_killed(store, cache,
     def marks() -> list[str]:
         return [key for key in keys(bucket) if key.startswith("some/lake/training/egox-") and key.endswith("/step.json")]
 
-    process, deadline = start(lake.uri, base, SETTINGS), time.monotonic() + 240
-    while not marks():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process, deadline = start(lake.uri, base, SETTINGS), time.monotonic() + 480
+    try:
+        while not marks():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no checkpoint"
+            time.sleep(0.2)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     assert tracker.adapters("egox") == []
     process = start(lake.uri, base, SETTINGS)
-    said, errors = process.communicate(timeout=240)
+    said, errors = process.communicate(timeout=480)
     assert process.returncode == 0, errors[-4000:]
 
     (adapter,) = tracker.adapters("egox")

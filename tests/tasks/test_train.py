@@ -1,6 +1,8 @@
 """LoRA training on Ray Train, then generation and scores by the adapter: two steps on a tiny lake."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,9 @@ def test_train_generate_score(built, ray_cluster):
     assert frames.shape == (tiny_lake.FRAMES, 64, 64, 3)
     assert json.loads(made[0]["sampler"])["gga"] == profile.model.gga
     assert run_here(lake, stage, held_out[::-1])[1]["video"] == made[0]["video"]  # same seed, same bytes, whatever the order
+    fetch = partial(tracker.folder, adapter.spec)  # as on a machine where the driver's folder is not
+    elsewhere = replace(stage, worker=partial(generate.Generator, profile, stage.worker.args[1], "/not/here", fetch))
+    assert run_here(lake, elsewhere, held_out)[0]["video"] == made[0]["video"]
     run_here(lake, generate.stage(profile, "base"), held_out)
     base = video.decode(lake.rows("generations", held_out[:1], where="adapter = 'base'")[0]["video"])
     assert not np.array_equal(frames, base)
