@@ -23,6 +23,7 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
     home.mkdir(parents=True, exist_ok=True)
     api = f"http://{host}:{prefect_port}/api"
     env = {**os.environ, "PREFECT_API_URL": api, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    env["EGOMILL_LAKE"] = lake if "://" in lake else str(home)
     store = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
     started: list[subprocess.Popen] = []
 

@@ -53,8 +53,7 @@ class Served:
         ours = {"lake": self.lake.uri, "sources_": [str(self.source)], "settings": [*self.settings, f"train.steps={steps}"]}
         parameters = {key: ours.get(key, value) for key, value in shipped["parameters"].items()}
         schedules = [{"cron": cron, "timezone": "UTC", "active": True}] if cron else []
-        triggers = [{**trigger, "parameters": parameters} for trigger in shipped.get("triggers", [])]
-        deployment = {**shipped, "parameters": parameters, "schedules": schedules, "triggers": triggers}
+        deployment = {**shipped, "parameters": parameters, "schedules": schedules}
         file = self.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**self.shipped, "deployments": [deployment]}))
         prefect(self.env, "deploy", "--prefect-file", str(file), "--name", name)
