@@ -247,7 +247,8 @@ def test_the_deployments_are_those_of_the_top_with_the_clusters_places():
     assert set(ours) == set(top)
     for name, deployment in ours.items():
         assert deployment["entrypoint"] == top[name]["entrypoint"]
-        assert [deployment.get(k) for k in ("concurrency_limit", "triggers")] == [top[name].get(k) for k in ("concurrency_limit", "triggers")]
+        for setting in ("concurrency_limit", "triggers"):
+            assert deployment.get(setting) == top[name].get(setting)
         assert deployment["work_pool"]["name"] == POOL
         file, _, flow = deployment["entrypoint"].partition(":")
         functions = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
