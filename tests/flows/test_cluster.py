@@ -140,6 +140,7 @@ def test_training_over_both_machines(driver, rebuilt):
     assert set(made) == {"base", "egox@v1"}
 
 
+@pytest.mark.slow
 def test_a_machine_that_dies_loses_nothing(driver, rebuilt):
     before = {row["clip_id"]: row["fingerprint"] for row in driver.lake.read("priors", ["clip_id", "fingerprint"]).to_pylist()}
     driver.hold.touch()

@@ -90,6 +90,7 @@ def served(server, tmp_path) -> Served:
     return Served(*server, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_nightly_fires_twice_and_the_second_is_up_to_date_then_one_is_cancelled(served):
     served.deploy("nightly", steps=4, cron="* * * * *")
@@ -143,6 +144,7 @@ def test_the_nightly_fires_twice_and_the_second_is_up_to_date_then_one_is_cancel
         assert json.loads((checkpoint / "step.json").read_text())["step"] % 10 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_release_starts_retraining_and_what_workers_log_is_on_the_flow_run_s_page(served):
     (served.source / "sidecar" / "site_bike_00_1" / "cam01.npz").write_bytes(b"no depth")
