@@ -8,13 +8,14 @@ command that differs in anything starts another one; nothing is resumed by mista
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import ray
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, code_parts, digest
@@ -95,12 +96,18 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
 
 
 def _drop_halves(lake: Lake, name: str) -> None:
-    """Delete what was cut off in the middle of being written: checkpoints that Ray's list of whole ones does not name."""
-    root = lake.uri if "://" in lake.uri else Path(lake.uri).as_uri()
-    files, folder = FileSystem.from_uri(f"{root.rstrip('/')}/training/{name}")
-    whole = ""
+    """Delete what was cut off in the middle of being written: checkpoints that Ray's list of whole ones does not name, and where that list
+    is itself cut off, all of them: the training then starts anew, and ends the same.
+    """
+    files, root = FileSystem.from_uri(lake.uri) if "://" in lake.uri else (LocalFileSystem(), lake.uri)
+    folder, whole = f"{root.rstrip('/')}/training/{name}", ""
     with contextlib.suppress(FileNotFoundError):
         whole = files.open_input_stream(f"{folder}/checkpoint_manager_snapshot.json").read().decode()
+        try:
+            json.loads(whole)
+        except ValueError:
+            log.warning("the list of checkpoints in %s is cut off: training starts anew", folder)
+            files.delete_dir(folder)
     for entry in files.get_file_info(FileSelector(folder, allow_not_found=True)):
         if entry.base_name.startswith("checkpoint_") and entry.type == FileType.Directory and entry.base_name not in whole:
             files.delete_dir(entry.path)

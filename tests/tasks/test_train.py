@@ -112,6 +112,19 @@ def test_two_trainings_of_the_same_never_run_at_once(built):
     tracker.end(left, "KILLED")
 
 
+def test_what_was_cut_off_is_dropped_and_what_is_whole_stays(tmp_path):
+    lake, folder = Lake(str(tmp_path / "a lake")), tmp_path / "a lake" / "training" / "egox-1"
+    for name in ("checkpoint_1", "checkpoint_2"):
+        (folder / name / "adapter").mkdir(parents=True)
+    (folder / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}')
+    train._drop_halves(lake, "egox-1")
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_1", "checkpoint_manager_snapshot.json"]
+    (folder / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_results": [{"checkpoint_d')
+    train._drop_halves(lake, "egox-1")
+    assert not folder.exists()
+    train._drop_halves(lake, "egox-1")
+
+
 def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
     lake, _, profile, release, _ = built
     model, settings = profile.model, profile.train
