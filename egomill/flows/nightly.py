@@ -8,7 +8,7 @@ from prefect import flow
 
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
-from egomill.flows.steps import call, do, link, say
+from egomill.flows.steps import call, do, link, say, show
 from egomill.tasks import report as reports
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
@@ -28,6 +28,7 @@ def nightly(
     trained = call(retrain, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking)
     page = do("report", write_report, lake, trained["adapter"], tracking, report)
     link("report", page, "report")
+    show("held-out", reports.glance(Lake(lake), trained["adapter"]), f"held-out clips by {trained['adapter']}")
     say(f"report: {page}", "bold")
     return {**built, **trained, "report": page}
 

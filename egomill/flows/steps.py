@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
@@ -74,6 +74,12 @@ def link(key: str, url: str, text: str) -> None:
     """A link on the flow run's page (nothing outside Prefect)."""
     if orchestrated():
         create_link_artifact(key=key, link=url if "://" in url else Path(url).absolute().as_uri(), link_text=text)
+
+
+def show(key: str, picture: str, text: str) -> None:
+    """A picture (an address; "" for none) on the flow run's page (nothing outside Prefect)."""
+    if orchestrated() and picture:
+        create_image_artifact(image_url=picture, key=key, description=text)
 
 
 def announce(lake: Lake, release: str) -> None:

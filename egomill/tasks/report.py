@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from egomill.schemas.outcome import REASONS
@@ -62,6 +63,27 @@ def render(lake: Lake, tracker: Tracker | None, adapter: str, out: Path | str, r
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def glance(lake: Lake, adapter: str, clips: int = 3) -> str:
+    """Middle frames of a few held-out clips, exo view, filled prior, what the adapter `adapter` ("egox@v3") made, truth, as one picture
+    that carries itself (a data URI; "" where it made nothing).
+    """
+    rows = [row for row in _held_out(lake, [adapter], clips)[0] if lake.count("generations", _made_of(row["clip_id"], adapter))]
+    found: dict[str, list[Any]] = {"exo": [], "prior": [], adapter: [], "truth": []}
+    for row in rows:
+        key, middle = row["clip_id"], row["frames"] // 2
+        (prior,) = lake.rows("priors", [key], ["video", "valid"])
+        (made,) = lake.read("generations", ["video"], _made_of(key, adapter)).to_pylist()
+        four = (views.read_exo(row), views.read_prior(row, prior)[2], video.decode(made["video"]), views.read_ego(row))
+        for name, frames in zip(found, four, strict=True):
+            found[name].append(frames[middle])
+    stacked = {name: np.stack(frames) for name, frames in found.items() if frames}
+    return sheets.data_uri(sheets.png(sheets.contact_sheet(stacked, range(len(rows)))), "image/png") if rows else ""
+
+
+def _made_of(clip_id: str, adapter: str) -> str:
+    return f"{one_of('clip_id', [clip_id])} AND {one_of('adapter', [adapter])}"
 
 
 def _template() -> Any:

@@ -113,7 +113,7 @@ def test_the_nightly_fires_twice_and_the_second_is_up_to_date_then_one_is_cancel
     assert f"release {release['name']} (unchanged: up to date)" in lines
     assert "egox@v1 is up to date" in lines
     kept = {a["key"].removesuffix(f"-{adapter['tags']['base']}") for a in served.post("artifacts/filter")}
-    assert {"stage-takes", "stage-latents", "mlflow-run", "report"} <= kept
+    assert {"stage-takes", "stage-latents", "mlflow-run", "report", "held-out"} <= kept
 
     # A longer training, cancelled in the middle of it.
     file = yaml.safe_load((served.folder / "nightly.yaml").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -10,12 +11,13 @@ from typer.testing import CliRunner
 from egomill.flows.cli import app
 from egomill.flows.retrain import retrain
 from egomill.schemas.config import Profile
-from egomill.tasks import latents, releases
+from egomill.tasks import latents, releases, report
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
 from tests.tasks import tiny_lake
 
-SMALL = ["train.rank=8", "train.batch=2", "train.workers=1", "train.warmup=1", "train.checkpoint_every=1000", "generate.baseline=true"]
+SMALL = ["train.rank=16", "train.alpha=16", "train.targets=['to_out.0', 'ffn.net.0.proj', 'ffn.net.2', 'proj_out']", "train.batch=2"]
+SMALL += ["train.workers=1", "train.warmup=1", "train.checkpoint_every=1000", "generate.steps=1"]
 
 
 def lineage(lake: Lake, spec: str) -> dict:
@@ -37,13 +39,13 @@ def test_better_is_promoted_worse_is_refused_and_roll_back_restores(tmp_path, ra
     def night(steps: int, rate: float) -> dict:
         return retrain.fn(lake.uri, settings=[*settings, f"train.steps={steps}", f"train.learning_rate={rate}"])
 
-    first = night(25, 2e-2)
+    first = night(12, 5e-3)
     assert (first["adapter"], first["promoted"]) == ("egox@v1", True), first["why"]
     assert "against base" in first["why"]
     worse = night(1, 1e-6)
     assert (worse["adapter"], worse["promoted"]) == ("egox@v2", False)
     assert "against egox@v1" in worse["why"]
-    better = night(150, 2e-2)
+    better = night(60, 5e-3)
     assert (better["adapter"], better["promoted"]) == ("egox@v3", True), better["why"]
 
     told = {n: lineage(lake, f"egox@v{n}") for n in (1, 2, 3)}
@@ -51,12 +53,17 @@ def test_better_is_promoted_worse_is_refused_and_roll_back_restores(tmp_path, ra
     assert (told[3]["tags"]["champion_before"], told[3]["aliases"]) == ("egox@v1", ["candidate", "champion"])
     assert "promoted" not in told[2]["tags"]
 
+    picture = report.glance(lake, "egox@v3")
+    assert picture.startswith("data:image/png;base64,")
+    (tmp_path / "glance.png").write_bytes(base64.b64decode(picture.partition(",")[2]))
+    assert report.glance(lake, "egox@v9") == ""
+
     rolled = CliRunner().invoke(app, ["rollback", "egox", "--lake", lake.uri, "--json"])
     assert json.loads(rolled.stdout) == {"champion": "egox@v1", "was": "egox@v3"}
     assert lineage(lake, "egox@champion")["spec"] == "egox@v1"
     assert lineage(lake, "egox@v3")["tags"]["rolled_back"] == "to egox@v1"
     by_version = {a["version"]: a for a in tracker.adapters("egox")}  # as MLflow's pages show it
     assert by_version["1"]["aliases"] == ["champion"]
-    again = night(150, 2e-2)
+    again = night(60, 5e-3)
     assert (again["adapter"], again["trained"], again["promoted"]) == ("egox@v3", False, False)  # not back by itself
     assert "rolled back" in again["why"]
