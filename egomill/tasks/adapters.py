@@ -38,7 +38,23 @@ def save(tensors: dict, metadata: dict, folder: Path, description: dict) -> None
 
     folder.mkdir(parents=True, exist_ok=True)
     WanImageToVideoPipeline.save_lora_weights(str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=metadata)
+    _in_order(folder / WEIGHTS)
     (folder / ABOUT).write_text(json.dumps(description, indent=2))
+
+
+def _in_order(file: Path) -> None:
+    """Sort the metadata of a safetensors file in place: the library writes it in an order that changes from one process to the next,
+    and adapters are told apart by their bytes. The format: eight bytes of the header's length, then the header as JSON.
+    """
+    with file.open("r+b") as f:
+        length = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_ = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(sorted_) != length:
+            raise ValueError(f"{file}: the header is not plain JSON of {length} bytes")
+        f.seek(8)
+        f.write(sorted_)
 
 
 def describe(folder: str | Path) -> dict:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import queue
@@ -19,8 +20,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,8 +148,8 @@ def run(
 
         connect()  # here, and not where results are waited for: a local Ray dies with the thread that started it
     seen, todo = 0, len(states["blocked"]) + len(states["pending"])
-    results = _on_ray(stage, lake, run_id, versions, states["pending"], items, resources) if len(states["pending"]) else iter(())
-    for fragments, outcomes in _chain(_blocked(states["blocked"]), _as_they_come(results)):
+    made = _on_ray(stage, lake, run_id, versions, states["pending"], items, resources) if len(states["pending"]) else None
+    for fragments, outcomes in itertools.chain(_blocked(states["blocked"]), _as_they_come(made) if made else ()):
         _record(stage, lake, run_id, fragments, outcomes)
         for outcome in outcomes:
             for level, text in outcome.get("said", ()):
@@ -293,17 +294,21 @@ def _blocked(rows: pa.Table) -> Iterator[_Result]:
         yield [], [{**row, "status": "rejected", "reason": "upstream", "detail": row["missing"]} for row in part.to_pylist()]
 
 
-def _as_they_come(results: Iterator[_Result]) -> Iterator[_Result]:
-    """All results that arrived while the last ones were committed, at once: where rows are made faster than commits, commits grow."""
+def _as_they_come(results: Generator[_Result]) -> Iterator[_Result]:
+    """All results that arrived while the last ones were committed, at once: where rows are made faster than commits, commits grow.
+
+    Whoever stops asking (a commit failed) ends the work behind it at its next result, so that its actors hold no processor any more.
+    """
     arrived: queue.SimpleQueue = queue.SimpleQueue()
     stop = threading.Event()
 
     def pump() -> None:
         try:
-            for result in results:
-                arrived.put(result)
-                if stop.is_set():
-                    return
+            with closing(results):
+                for result in results:
+                    arrived.put(result)
+                    if stop.is_set():
+                        return
             arrived.put(None)
         except BaseException as error:
             arrived.put(error)
@@ -324,11 +329,6 @@ def _as_they_come(results: Iterator[_Result]) -> Iterator[_Result]:
                 return
     finally:
         stop.set()
-
-
-def _chain(*iterators: Iterator) -> Iterator:
-    for iterator in iterators:
-        yield from iterator
 
 
 def _slices(rows: pa.Table, size: int) -> Iterator[pa.Table]:
@@ -466,7 +466,7 @@ def one_thread() -> Iterator[None]:
 
 def _on_ray(
     stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
-) -> Iterator[_Result]:
+) -> Generator[_Result]:
     """Results as shards finish, in whatever order. Ray restarts an actor that dies and gives it its shard again; `watch` bounds that."""
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -9,10 +9,9 @@ import time
 import yaml
 
 from egomill.flows.up import POOL
-from egomill.scenes.take import simulate
 from egomill.tasks import releases, runs
 from egomill.tasks.lake import Lake
-from tests.flows.conftest import ROOT, prefect
+from tests.flows.conftest import ROOT, SMALL, prefect, write_small
 
 
 def test_the_shipped_deployments_are_complete():
@@ -28,10 +27,10 @@ def test_the_shipped_deployments_are_complete():
 def test_a_worker_runs_what_the_schedule_asks_for(server, tmp_path):
     env, processes = server
     lake = Lake(str(tmp_path / "lake"))
-    simulate(tmp_path / "takes", 2, seed=3, seconds=1.5)
+    takes = write_small(tmp_path / "takes", 1)
     shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     rebuild = next(d for d in shipped["deployments"] if d["name"] == "rebuild")
-    rebuild["parameters"] = {"lake": lake.uri, "sources_": [str(tmp_path / "takes")], "profile": "local", "settings": [], "release": ""}
+    rebuild["parameters"] = {"lake": lake.uri, "sources_": [str(takes)], "profile": "local", "settings": SMALL, "release": ""}
     rebuild["schedules"] = [{"cron": "* * * * *", "timezone": "UTC", "active": True}]
     file = tmp_path / "prefect.yaml"
     file.write_text(yaml.safe_dump({**shipped, "deployments": [rebuild]}))
