@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -349,6 +349,7 @@ class _Actor:
         torch.set_num_threads(1)  # actors share the machine; parallelism is theirs
         self.stage, self.lake, self.run_id, self.versions, self.least = stage, lake, run_id, versions, resources.shard
         me = ray.get_runtime_context().get_actor_id()  # the same after a restart
+        ray.get(journal.met.remote(ray.get_runtime_context().current_actor))
         seconds = resources.timeouts.get(stage.name, resources.timeout)
         words = Path(tempfile.gettempdir()) / f"egomill-{me}.words"
         self.watch = Watch(words, lambda method, *arguments: ray.get(getattr(journal, method).remote(*arguments)), seconds)
@@ -467,8 +468,12 @@ def one_thread() -> Iterator[None]:
 def _on_ray(
     stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
 ) -> Generator[_Result]:
-    """Results as shards finish, in whatever order. Ray restarts an actor that dies and gives it its shard again; `watch` bounds that."""
+    """Results as shards finish, in whatever order. Ray restarts an actor that dies and gives it its shard again; `watch` bounds that.
+
+    However it ends, its actors end with it: after an error Ray Data leaves them, and the next stage would wait for their processors.
+    """
     import ray.data
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from egomill.tasks.cluster import require
@@ -480,7 +485,7 @@ def _on_ray(
     here: Any = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )  # a machine that dies must not take it along
-    journal = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Journal).remote()
+    journal: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Journal).remote()
     arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources, "journal": journal}
     table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
     cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)
@@ -490,6 +495,12 @@ def _on_ray(
     at_once = max(1, min(most, *fit))  # Ray Data would start with one and add others when half of a short stage is over
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=at_once)
     done = table.map_batches(_Actor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
-    for row in done.iter_rows():
-        fragments, outcomes = json.loads(row["result"])
-        yield fragments, outcomes
+    try:
+        for row in done.iter_rows():
+            fragments, outcomes = json.loads(row["result"])
+            yield fragments, outcomes
+    finally:
+        if ray.is_initialized():
+            with suppress(RayError):  # Ray itself went: so did they
+                for process in (*ray.get(journal.met.remote(), timeout=10), journal):
+                    ray.kill(process)

@@ -28,6 +28,12 @@ class Journal:
         self.begun: Counter[str] = Counter()
         self.deaths: Counter[str] = Counter()
         self.lost: dict[str, tuple[str, str]] = {}
+        self.processes: list[Any] = []
+
+    def met(self, process: Any = None) -> list[Any]:
+        """Note a process's handle (None: nothing); returns all that were noted."""
+        self.processes += [process] if process else []
+        return self.processes
 
     def begin(self, work: str, keys: Sequence[str] = ()) -> tuple[int, dict[str, tuple[str, str]]]:
         """A process starts on a piece of work. Returns how many died over it unexplained, and which keys to leave alone: {key: (reason,

@@ -177,6 +177,23 @@ def test_a_worker_that_cannot_be_made_fails_the_run(tmp_path):
     assert lake.count("captions") == lake.count("failures") == 0
 
 
+def test_a_run_that_ends_early_leaves_no_actors_that_the_next_one_would_wait_for(tmp_path):
+    import ray
+
+    class Full(Lake):
+        def write_fragments(self, table, rows):
+            if table == "captions" and rows[0]["clip_id"] == "c5":
+                raise OSError(28, "No space left on device")
+            return super().write_fragments(table, rows)
+
+    add_clips(Lake(str(tmp_path)), [str(i) for i in range(12)])
+    whole = Resources(shard=1, cpus={"captions": ray.cluster_resources()["CPU"] / 4}, failure_threshold=1.0)
+    for again in range(3):
+        with pytest.raises(Exception, match="No space left"):
+            run(toy(), Full(str(tmp_path)), f"full {again}", whole)
+    assert run(toy(), Lake(str(tmp_path)), "room", whole).balanced
+
+
 def test_retrying_by_reason_gives_rows_all_their_attempts_again(tmp_path):
     lake = Lake(str(tmp_path))
     add_clips(lake, ["a", "bad", "bug", "bug"])
