@@ -151,7 +151,7 @@ class Resources(Section):
     GPUs are, and one that takes no CPU leaves those to others. What training takes stands in `train` (workers, gpu).
     """
 
-    shard: int = Field(default=4, ge=1)  # rows per commit at least; what a crash may cost
+    shard: int = Field(default=8, ge=1)  # rows that an actor takes at a time, fewer where there are actors idle; what a crash may cost
     shards: int = Field(default=1000, ge=1)  # that one run of a stage makes at most: with more rows each holds more
     cpus: dict[str, float] = {}  # of one actor
     gpus: dict[str, float] = {}  # of one actor; 0.5: two share a device, and have to fit into its memory together

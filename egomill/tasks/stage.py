@@ -43,6 +43,7 @@ pc: Any = pyarrow.compute  # which makes its functions while it is imported: typ
 Worker = Callable[[dict], dict | list[dict] | Rejected]
 MEMORY = 64 * 1024**2  # bytes of inputs, and of results, that an actor holds at a time (a single row may be more)
 SHOWN = 5  # failed rows of one reason that are logged with all they left; the table holds them all
+PATIENCE = 10.0  # seconds that finished rows wait to be committed with others at most
 AT_ONCE = 5000  # rows in one commit at most: filters that name a hundred thousand keys are slow
 STATES = ("current", "rejected", "failed", "blocked", "pending", "gone")
 
@@ -295,7 +296,8 @@ def _blocked(rows: pa.Table) -> Iterator[_Result]:
 
 
 def _as_they_come(results: Generator[_Result]) -> Iterator[_Result]:
-    """All results that arrived while the last ones were committed, at once: where rows are made faster than commits, commits grow.
+    """All results that arrived while the last ones were committed and for a while after, at once, so that commits take a tenth of the time:
+    where rows are made faster than they are committed, commits grow.
 
     Whoever stops asking (a commit failed) ends the work behind it at its next result, so that its actors hold no processor any more.
     """
@@ -314,15 +316,24 @@ def _as_they_come(results: Generator[_Result]) -> Iterator[_Result]:
             arrived.put(error)
 
     threading.Thread(target=pump, daemon=True).start()
+    due = 0.0
     try:
         while True:
             fragments, outcomes, got = [], [], arrived.get()
             while isinstance(got, tuple):
                 fragments += got[0]
                 outcomes += got[1]
-                got = arrived.get() if len(outcomes) < AT_ONCE and not arrived.empty() else False
+                if len(outcomes) >= AT_ONCE:
+                    break
+                try:
+                    got = arrived.get(timeout=max(0.0, due - time.monotonic()))
+                except queue.Empty:
+                    break
             if outcomes:
+                begun = time.monotonic()
                 yield fragments, outcomes
+                took = time.monotonic() - begun
+                due = begun + took + min(9 * took, PATIENCE)
             if isinstance(got, BaseException):
                 raise got
             if got is None:
@@ -352,7 +363,12 @@ class _Actor:
         ray.get(journal.met.remote(ray.get_runtime_context().current_actor))
         seconds = resources.timeouts.get(stage.name, resources.timeout)
         words = Path(tempfile.gettempdir()) / f"egomill-{me}.words"
-        self.watch = Watch(words, lambda method, *arguments: ray.get(getattr(journal, method).remote(*arguments)), seconds)
+
+        def ask(method: str, *arguments: Any) -> Any:  # calls arrive in their order; whose answer nobody needs is not waited for
+            answer = getattr(journal, method).remote(*arguments)
+            return ray.get(answer) if method == "begin" else None
+
+        self.watch = Watch(words, ask, seconds)
         self.watch.making(f"worker {me}")
         check_code(stage.module, stage.parts["code"])  # which the driver wrote down
         self.worker = stage.worker()
@@ -423,7 +439,9 @@ class _Ear(logging.Handler):
 def heard() -> Iterator[list[tuple[int, str]]]:
     """What is logged meanwhile, (level, text): our own information and everybody's warnings. It reaches the driver with the row."""
     ear, root = _Ear(), logging.getLogger()
-    logging.getLogger("egomill").setLevel(logging.INFO)
+    ours = logging.getLogger("egomill")
+    if ours.level != logging.INFO:  # which every setting makes all loggers forget
+        ours.setLevel(logging.INFO)
     root.addHandler(ear)
     try:
         yield ear.said
@@ -479,21 +497,22 @@ def _on_ray(
     from egomill.tasks.cluster import require
 
     at_hand = {item.key: {"item": item.row} for item in items or []}
-    size = max(resources.shard, -(-len(rows) // resources.shards))
-    shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))
-    jobs = [{"job": json.dumps(shard)} for shard in shards]
     here: Any = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )  # a machine that dies must not take it along
     journal: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Journal).remote()
     arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources, "journal": journal}
-    table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
     cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)
     require(f"resources: an actor of {stage.name}", cpus, gpus)
-    there, most = ray.cluster_resources(), min(len(jobs), resources.actors.get(stage.name, len(jobs)))
+    there, most = ray.cluster_resources(), resources.actors.get(stage.name, len(rows))
     fit = [int(there.get(kind, 0) / each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
-    at_once = max(1, min(most, *fit))  # Ray Data would start with one and add others when half of a short stage is over
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=at_once)
+    at_once = max(1, min(most, len(rows), *fit))
+    size = max(min(resources.shard, -(-len(rows) // at_once)), -(-len(rows) // resources.shards))
+    shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))
+    jobs = [{"job": json.dumps(shard)} for shard in shards]
+    table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
+    # Ray Data would start with one actor and add others when half of a short stage is over.
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs)), initial_size=min(at_once, len(jobs)))
     done = table.map_batches(_Actor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
     try:
         for row in done.iter_rows():
