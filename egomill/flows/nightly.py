@@ -28,7 +28,7 @@ def nightly(
     trained = call(retrain, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking)
     page = do("report", write_report, lake, trained["adapter"], tracking, report)
     link("report", page, "report")
-    show("held-out", reports.glance(Lake(lake), trained["adapter"]), f"held-out clips by {trained['adapter']}")
+    show("held-out", lambda: reports.glance(Lake(lake), trained["adapter"]), f"held-out clips by {trained['adapter']}")
     say(f"report: {page}", "bold")
     return {**built, **trained, "report": page}
 

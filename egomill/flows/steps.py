@@ -76,9 +76,9 @@ def link(key: str, url: str, text: str) -> None:
         create_link_artifact(key=key, link=url if "://" in url else Path(url).absolute().as_uri(), link_text=text)
 
 
-def show(key: str, picture: str, text: str) -> None:
-    """A picture (an address; "" for none) on the flow run's page (nothing outside Prefect)."""
-    if orchestrated() and picture:
+def show(key: str, draw: Callable[[], str], text: str) -> None:
+    """A picture (what `draw` returns: an address, "" for none) on the flow run's page; outside Prefect nothing is drawn."""
+    if orchestrated() and (picture := draw()):
         create_image_artifact(image_url=picture, key=key, description=text)
 
 

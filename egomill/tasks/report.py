@@ -69,21 +69,19 @@ def glance(lake: Lake, adapter: str, clips: int = 3) -> str:
     """Middle frames of a few held-out clips, exo view, filled prior, what the adapter `adapter` ("egox@v3") made, truth, as one picture
     that carries itself (a data URI; "" where it made nothing).
     """
-    rows = [row for row in _held_out(lake, [adapter], clips)[0] if lake.count("generations", _made_of(row["clip_id"], adapter))]
     found: dict[str, list[Any]] = {"exo": [], "prior": [], adapter: [], "truth": []}
-    for row in rows:
+    for row in _held_out(lake, [adapter], clips)[0]:
         key, middle = row["clip_id"], row["frames"] // 2
         (prior,) = lake.rows("priors", [key], ["video", "valid"])
-        (made,) = lake.read("generations", ["video"], _made_of(key, adapter)).to_pylist()
-        four = (views.read_exo(row), views.read_prior(row, prior)[2], video.decode(made["video"]), views.read_ego(row))
-        for name, frames in zip(found, four, strict=True):
-            found[name].append(frames[middle])
-    stacked = {name: np.stack(frames) for name, frames in found.items() if frames}
-    return sheets.data_uri(sheets.png(sheets.contact_sheet(stacked, range(len(rows)))), "image/png") if rows else ""
-
-
-def _made_of(clip_id: str, adapter: str) -> str:
-    return f"{one_of('clip_id', [clip_id])} AND {one_of('adapter', [adapter])}"
+        made = {r["adapter"]: r["video"] for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"])}
+        if adapter in made:
+            four = (views.read_exo(row), views.read_prior(row, prior)[2], video.decode(made[adapter]), views.read_ego(row))
+            for name, frames in zip(found, four, strict=True):
+                found[name].append(frames[middle])
+    if not found[adapter]:
+        return ""
+    stacked = {name: np.stack(frames) for name, frames in found.items()}
+    return sheets.data_uri(sheets.png(sheets.contact_sheet(stacked, range(len(stacked[adapter])))), "image/png")
 
 
 def _template() -> Any:
