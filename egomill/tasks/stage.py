@@ -497,9 +497,8 @@ def _on_ray(
     from egomill.tasks.cluster import require
 
     at_hand = {item.key: {"item": item.row} for item in items or []}
-    here: Any = NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )  # a machine that dies must not take it along
+    # The journal stays on the driver's machine: one that dies must not take it along.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     journal: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Journal).remote()
     arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources, "journal": journal}
     cpus, gpus = resources.cpus.get(stage.name, 1.0), resources.gpus.get(stage.name, 0.0)

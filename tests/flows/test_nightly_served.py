@@ -146,7 +146,7 @@ def test_the_nightly_fires_twice_and_the_second_is_up_to_date_then_one_is_cancel
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_release_starts_retraining_and_what_workers_log_is_on_the_flow_run_s_page(served):
+def test_a_release_starts_retraining_and_what_was_rejected_is_on_the_rebuild_s_page(served):
     (served.source / "sidecar" / "site_bike_00_1" / "cam01.npz").write_bytes(b"no depth")
     served.deploy("retrain", steps=2)
     served.deploy("rebuild", steps=2, cron="* * * * *")
@@ -159,7 +159,9 @@ def test_a_release_starts_retraining_and_what_workers_log_is_on_the_flow_run_s_p
     (release,) = releases.every(served.lake)
     lines = [line["message"] for line in served.post("logs/filter", limit=200, logs={"flow_run_id": {"any_": [rebuilt["id"]]}})]
     assert any(release["name"] in line for line in lines)
-    assert any("depth:" in line and "1 rejected" in line for line in lines)
+    assert any("takes: 3 in = 2 made + 1 rejected" in line for line in lines)
+    assert any("1 depth_sidecar_invalid" in line for line in lines)
+    assert len(served.flow_runs("retrain")) == 1  # the rebuilds since were up to date
 
 
 def test_a_flow_run_whose_machine_went_is_called_crashed(server, tmp_path):
