@@ -86,15 +86,20 @@ def exo_points(depth: Tensor, camera: Camera, T_world_exo: Tensor, centres: Tens
     Where a token has no depth the point is zero. A pixel whose depth puts it within 5 cm of the centre counts as 5 cm away.
     """
     middle = centres.mean(dim=0)
+    mean, number = _over_cells(depth, camera, T_world_exo, lambda points: offsets(points, middle))
+    return inverse_distance_point(mean, number > 0, middle)
 
-    def measure(points: Tensor) -> Tensor:
-        offset = points - middle
-        distance = offset.norm(dim=-1, keepdim=True).clamp_min(0.05)
-        return torch.cat([offset / distance, 1 / distance], dim=-1)
 
-    mean, number = _over_cells(depth, camera, T_world_exo, measure)
-    valid = number > 0
-    points = middle + normalize(mean[..., :3], dim=-1) / mean[..., 3:].clamp_min(1e-6)
+def offsets(points: Tensor, centre: Tensor) -> Tensor:
+    """[..., 4]: unit vectors from a centre to points [..., 3] and inverse distances; a point nearer than 5 cm counts as 5 cm away."""
+    offset = points - centre
+    distance = offset.norm(dim=-1, keepdim=True).clamp_min(0.05)
+    return torch.cat([offset / distance, 1 / distance], dim=-1)
+
+
+def inverse_distance_point(mean: Tensor, valid: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """(points [..., 3], valid): in the mean direction, at the harmonic mean distance, of means [..., 4] of `offsets`; else zero."""
+    points = centre + normalize(mean[..., :3], dim=-1) / mean[..., 3:].clamp_min(1e-6)
     return torch.where(valid[..., None], points, 0), valid
 
 

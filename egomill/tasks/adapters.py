@@ -23,6 +23,7 @@ def about(profile: Profile, revision: str, step: int, release: str) -> dict:
         "mask": profile.model.mask,
         "gga": profile.model.gga,
         "lambda_g": profile.model.lambda_g,
+        "geometry": profile.directions.geometry,
         "text_tokens": profile.model.text_tokens,
         "rank": profile.train.rank,
         "alpha": profile.train.alpha,

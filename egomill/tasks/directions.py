@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 
-from egomill.kernels.directions import ego_rays, exo_points, latent_centres
+from egomill.kernels import directions as calibrated
+from egomill.kernels import directions_released as released
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import pack, unpack, unpack_depth
 from egomill.tasks import views
@@ -13,24 +17,22 @@ from egomill.tasks.stage import Stage
 
 
 def stage(profile: Profile) -> Stage:
-    """Directions of every chosen clip. ValueError on the geometry "egox-released", which is not offered."""
-    if profile.directions.geometry != "calibrated":
-        raise ValueError(f"directions.geometry {profile.directions.geometry!r} is not yet offered; use 'calibrated'")
+    """Directions of every chosen clip, by the geometry that the profile names."""
     return Stage(
         name="directions",
         reads={"clips": ("exo_camera", "ego_camera", "T_world_exo", "T_world_ego"), "depth": ("depth",)},
         config=profile.directions.model_dump(),
-        worker=worker,
+        worker=partial(worker, profile.directions.geometry),
         where="chosen",
     )
 
 
-def worker():
+def worker(geometry: str) -> Callable[[dict], dict]:
     """Stateless: the function below is the worker."""
-    return directions
+    return partial(directions, geometry)
 
 
-def directions(row: dict) -> dict:
+def directions(geometry: str, row: dict) -> dict:
     """A clip's cameras, poses and depth in; compact token geometry on the 4x16x16 grid out. Computed in world float32."""
     clip = row["clips"]
     exo_camera = views.exo_camera(clip)
@@ -38,9 +40,12 @@ def directions(row: dict) -> dict:
     T_world_exo = torch.from_numpy(unpack(clip["T_world_exo"])).float()
     T_world_ego = torch.from_numpy(unpack(clip["T_world_ego"])).float()
     depth = torch.from_numpy(_nearest(unpack_depth(row["depth"]["depth"]), exo_camera.width, exo_camera.height))
-    centres = latent_centres(T_world_ego)
-    points, exo_valid = exo_points(depth, exo_camera, T_world_exo, centres)
-    rays, ego_valid = ego_rays(ego_camera, T_world_ego)
+    if geometry == "calibrated":
+        kernel, (rays, ego_valid) = calibrated, calibrated.ego_rays(ego_camera, T_world_ego)
+    else:
+        kernel, (rays, ego_valid) = released, released.ego_rays(ego_camera.width, T_world_ego)
+    centres = kernel.latent_centres(T_world_ego)
+    points, exo_valid = kernel.exo_points(depth, exo_camera, T_world_exo, centres)
     return {
         "exo_points": pack(points.numpy().astype(np.float32)),
         "exo_valid": pack(exo_valid.numpy()),

@@ -1,9 +1,11 @@
 """An adapter's files."""
 
+import pytest
 import torch
 from safetensors import safe_open
 
-from egomill.tasks import adapters
+from egomill.schemas.config import Profile
+from egomill.tasks import adapters, bases, generate
 
 
 def test_the_same_adapter_is_the_same_bytes(tmp_path):
@@ -17,3 +19,13 @@ def test_the_same_adapter_is_the_same_bytes(tmp_path):
     assert all(torch.equal(v, tensors[k]) for k, v in adapters.tensors(tmp_path / "0").items())
     with safe_open(tmp_path / "0" / adapters.WEIGHTS, "pt") as file:
         assert set(file.metadata()) == {"format", "lora_adapter_metadata"}
+
+
+def test_an_adapter_that_knows_other_directions_is_refused_by_name(tmp_path):
+    profile = Profile.load("local")
+    for geometry in ("calibrated", "egox-released"):
+        trained = Profile.load("local", [f"directions.geometry={geometry}"])
+        adapters.save({"q": torch.ones(1)}, {}, tmp_path / geometry, adapters.about(trained, bases.revision(profile.model), 1, "r"))
+    assert generate.stage(profile, "egox@v1", str(tmp_path / "calibrated")).config["gga"] == "paper"
+    with pytest.raises(ValueError, match=r"egox@v2 knows directions\.geometry 'egox-released', not 'calibrated'"):
+        generate.stage(profile, "egox@v2", str(tmp_path / "egox-released"))

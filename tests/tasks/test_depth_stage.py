@@ -170,9 +170,17 @@ def test_directions_on_the_token_grid(profile, scene, made):
     assert (found["exo_points"][0, 4, 7] < block.max(0) + 0.05).all()
 
 
-def test_the_released_geometry_is_not_offered():
-    with pytest.raises(ValueError, match="not yet offered"):
-        directions.stage(Profile.load("local", ["directions.geometry=egox-released"]))
+def test_the_released_geometry_by_name(profile, scene, made):
+    found, true = (
+        {k: unpack(v) for k, v in make(directions.stage(recipe), clips=scene[0], depth=made).items()}
+        for recipe in (Profile.load("local", ["directions.geometry=egox-released"]), profile)
+    )
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in true.items()}
+    assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in true.items()}
+    assert np.allclose(found["centres"], scene[1].T_world_ego[::4, :3, 3], atol=1e-5)
+    seen = true["ego_valid"] & found["ego_valid"]
+    cosines = (found["ego_rays"].astype(float) * true["ego_rays"].astype(float)).sum(-1)[seen]
+    assert 5 < np.degrees(np.arccos(cosines.clip(-1, 1))).mean() < 20  # kernels/test_directions_released.py measures it
 
 
 def real_row(root: Path, index: int) -> dict:
