@@ -39,7 +39,7 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
     comparison with what is scored of the filled prior, the codec and the base.
     """
     settings_ = Profile.load(profile, settings or [])
-    with recorded(Lake(lake), "evaluate", settings_, module=__name__) as run:
+    with recorded(Lake(lake), "evaluate", settings_, "egomill.flows.generate") as run:
         spec, _ = resolve(run.lake.uri, adapter, tracking)
         score(run, spec)
         return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
