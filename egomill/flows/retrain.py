@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from prefect import flow
@@ -9,7 +10,7 @@ from prefect import flow
 from egomill.flows.generate import HELD_OUT, REFERENCES, score
 from egomill.flows.steps import do, link, make, say
 from egomill.schemas.config import Profile
-from egomill.tasks import gate, releases, train
+from egomill.tasks import adapters, bases, gate, releases, train
 from egomill.tasks import generate as generations
 from egomill.tasks.alive import alive
 from egomill.tasks.clips import selected
@@ -42,8 +43,12 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         champion = tracker.champion(candidate.name)
         others = {champion.spec: champion.folder} if champion and champion.spec != candidate.spec else {}
         folders = {"base": "", **others, candidate.spec: candidate.folder}
+        revision = bases.revision(settings_.model)
         held_out = selected(run.lake, settings_.clips, HELD_OUT)
         for spec, folder in folders.items():
+            if folder and (misfit := adapters.misfit(folder, settings_, revision)):
+                say(f"{spec} generates nothing more, and is compared by what it generated before: {misfit}", "yellow", logging.WARNING)
+                continue
             make(run, generations.stage(settings_, spec, folder, partial(tracker.folder, spec)), keys=held_out)
         for spec in (*folders, *REFERENCES):
             score(run, spec)

@@ -66,6 +66,17 @@ def describe(folder: str | Path) -> dict:
     return json.loads(path.read_text())
 
 
+def misfit(folder: str | Path, profile: Profile, revision: str) -> str:
+    """Why an adapter cannot be used with a base of that revision and the profile's directions; "" where it can."""
+    found = describe(folder)
+    if found["base_revision"] != revision:
+        return f"it was trained on base {found['base_revision']}, not on {revision}"
+    known = found.get("geometry", "calibrated")  # the only one that early adapters had
+    if known != profile.directions.geometry:
+        return f"it knows directions.geometry {known!r}, not {profile.directions.geometry!r}"
+    return ""
+
+
 def load(transformer: Any, folder: str | Path, revision: str) -> dict:
     """Put an adapter on a fresh transformer and return its description. ValueError where it was made for another base."""
     found = describe(folder)

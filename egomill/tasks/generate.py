@@ -29,17 +29,16 @@ DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
 def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], str] | None = None) -> Stage:
     """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training.
 
-    `fetch` brings the files to a machine that has no such folder, and says where they lie there. ValueError where the lake's directions
-    are by another geometry than the adapter's.
+    `fetch` brings the files to a machine that has no such folder, and says where they lie there. ValueError where the adapter is for
+    another base or other directions.
     """
     revision = bases.revision(profile.model)
     settings = profile.model.model_dump(include={"mask", "gga", "lambda_g", "text_tokens"})
     if folder:
         about = adapters.describe(folder)
         settings = {name: about[name] for name in settings}
-        geometry = about.get("geometry", "calibrated")  # the only one that early adapters knew
-        if geometry != profile.directions.geometry:
-            raise ValueError(f"adapter {adapter} knows directions.geometry {geometry!r}, not {profile.directions.geometry!r}")
+        if why := adapters.misfit(folder, profile, revision):
+            raise ValueError(f"adapter {adapter} cannot be used here: {why}")
     sampler = profile.generate.model_dump(exclude={"baseline"})
     return Stage(
         name="generations",

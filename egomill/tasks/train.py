@@ -49,13 +49,16 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     """Train on a release (a row of `releases`), or go on where the same training was killed, and register the adapter under the method's
     name.
 
-    `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base, or another run is training
-    the same just now; what broke a worker otherwise, after the restarts are used up.
+    `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base, or directions of another
+    geometry, or where another run is training the same just now; what broke a worker otherwise, after the restarts are used up.
     """
     versions, revision = release["tables"], bases.revision(profile.model)
     clips = samples.clips_of(lake, versions, revision, ("train",))
     if not clips:
         raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}")
+    geometry = release["profile"]["directions"]["geometry"]
+    if geometry != profile.directions.geometry:
+        raise ValueError(f"release {release['name']} has directions.geometry {geometry!r}, not {profile.directions.geometry!r}")
     held_out = samples.clips_of(lake, versions, revision, ("test", "unseen"))
     name, made_of = profile.train.method, recipe(profile)
     tags = {"release": release["name"], "recipe": made_of}

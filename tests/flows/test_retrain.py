@@ -67,3 +67,11 @@ def test_better_is_promoted_worse_is_refused_and_roll_back_restores(tmp_path, ra
     again = night(60, 5e-3)
     assert (again["adapter"], again["trained"], again["promoted"]) == ("egox@v3", False, False)  # not back by itself
     assert "rolled back" in again["why"]
+
+    # The champion of another base stays what candidates are measured by, with the scores that it has.
+    other = [*SMALL, f"model.base='{tiny_lake.base(tmp_path / 'other', seed=1)}'", "train.steps=1"]
+    tiny_lake.run_here(lake, latents.stage(Profile.load("local", other)), keys)
+    releases.publish(lake, "run", Profile.load("local", other), "r2")
+    moved = retrain.fn(lake.uri, settings=other)
+    assert (moved["adapter"], moved["trained"]) == ("egox@v4", True)
+    assert "against egox@v1" in moved["why"]

@@ -27,5 +27,5 @@ def test_an_adapter_that_knows_other_directions_is_refused_by_name(tmp_path):
         trained = Profile.load("local", [f"directions.geometry={geometry}"])
         adapters.save({"q": torch.ones(1)}, {}, tmp_path / geometry, adapters.about(trained, bases.revision(profile.model), 1, "r"))
     assert generate.stage(profile, "egox@v1", str(tmp_path / "calibrated")).config["gga"] == "paper"
-    with pytest.raises(ValueError, match=r"egox@v2 knows directions\.geometry 'egox-released', not 'calibrated'"):
+    with pytest.raises(ValueError, match=r"egox@v2 cannot be used here: it knows directions\.geometry 'egox-released', not 'calibrated'"):
         generate.stage(profile, "egox@v2", str(tmp_path / "egox-released"))

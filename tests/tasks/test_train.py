@@ -12,7 +12,7 @@ import torch
 from tiny_lake import run_here
 
 from egomill.models import batch, egox, lora
-from egomill.schemas.config import Profile
+from egomill.schemas.config import Directions, Profile
 from egomill.tasks import adapters, bases, gate, generate, latents, releases, samples, scores, train, train_loop, video
 from egomill.tasks.alive import beating
 from egomill.tasks.lake import Lake
@@ -110,6 +110,14 @@ def test_two_trainings_of_the_same_never_run_at_once(built):
         train.train(lake, release, other, tracker, "second")
     assert tracker.running() == {left: "first"}
     tracker.end(left, "KILLED")
+
+
+def test_a_release_with_other_directions_than_the_settings_say_is_refused(built):
+    lake, _, profile, release, tracker = built
+    other = profile.model_copy(update={"directions": Directions(geometry="egox-released")})
+    with pytest.raises(ValueError, match=r"release r1 has directions\.geometry 'calibrated', not 'egox-released'"):
+        train.train(lake, release, other, tracker, "night")
+    assert tracker.running() == {}
 
 
 def test_what_was_cut_off_is_dropped_and_what_is_whole_stays(tmp_path):

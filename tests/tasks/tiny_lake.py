@@ -126,14 +126,14 @@ def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
     return made
 
 
-def base(folder: Path) -> Path:
+def base(folder: Path, seed: int = 0) -> Path:
     """A base of stock classes in the diffusers layout with random weights, a few hundred kilobytes."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
     from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
     from egomill.models.codec import CELL, PatchCodec
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     codec = PatchCodec(layers=0)
     codec.fit(torch.nn.functional.interpolate(torch.randn(2000, 3, 3), CELL // 3, mode="linear").movedim(1, -1).flatten(1))
     size = {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2}
