@@ -16,6 +16,7 @@ import av
 import cv2
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from egomill.kernels.cameras import ARIA_RGB_TYPICAL, GOPRO_TYPICAL, Camera, aria_sensor_to_stored
 from egomill.scenes import release
@@ -58,7 +59,7 @@ def simulate(
             if progress:
                 progress(len(entries), takes, entries[-1]["take"]["take_name"])
     else:
-        with ProcessPoolExecutor(min(workers, takes), mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(min(workers, takes), mp_context=get_context("spawn"), initializer=one_thread) as pool:
             jobs = [pool.submit(write_take, out, seed, index, seconds, fps) for index in range(takes)]
             for job in as_completed(jobs):
                 entries.append(job.result())
@@ -183,6 +184,8 @@ class _Encoder:
         self.container.close()
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """From here on this process takes one core: several beside each other do the work, and BLAS' threads would spin waiting for theirs."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    threadpool_limits(1)

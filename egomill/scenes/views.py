@@ -18,10 +18,11 @@ HELD_OUT = 32  # the first so many seeds are never trained on
 def render_clip(folder: str, seed: int) -> str:
     """Simulate one clip and keep its two views: FOLDER/SEED.npz with exo, ego (uint8 [F, H, W, 3]) and caption. Returns the path."""
     from egomill.scenes.clip import sample_clip
+    from egomill.scenes.take import one_thread
 
     path = Path(folder) / f"{seed}.npz"
     if not path.exists():
-        torch.set_num_threads(1)
+        one_thread()
         clip = sample_clip(seed, exo_index=seed % 4)
         part = path.with_suffix(f".{os.getpid()}.part.npz")
         np.savez(part, exo=clip.exo, ego=clip.ego, caption=np.array(clip.caption))
