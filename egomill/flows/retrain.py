@@ -57,6 +57,7 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         promoted, why = do("gate", gate.decide, run.lake, candidate, champion)
         if promoted:
             tracker.promote(candidate, why)
-        tracker.tag_adapter(candidate, {"decision": why})
+        if champion is None or champion.spec != candidate.spec:  # what once made it champion stands
+            tracker.tag_adapter(candidate, {"decision": why})
         say(f"{candidate.spec} {'trained' if trained else 'is up to date'}; {why}", "bold")
         return {"adapter": candidate.spec, "trained": trained, "promoted": promoted, "why": why, "comparison": comparison}

@@ -49,7 +49,7 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
             prefect("automation", "create", "--from-file", AUTOMATIONS)
         start("prefect", "worker", "start", "--pool", POOL)
         wait_for(f"http://{host}:{mlflow_port}/health", started[1])
-        console.print(f"Prefect  http://{host}:{prefect_port}    (export PREFECT_API_URL={api})")
+        console.print(f"Prefect  http://{host}:{prefect_port}    (export PREFECT_API_URL={api})", soft_wrap=True)
         console.print(f"MLflow   http://{host}:{mlflow_port}\nCtrl-C ends both.")
         while all(p.poll() is None for p in started):
             time.sleep(1)

@@ -67,6 +67,9 @@ def test_better_is_promoted_worse_is_refused_and_roll_back_restores(tmp_path, ra
     again = night(60, 5e-3)
     assert (again["adapter"], again["trained"], again["promoted"]) == ("egox@v3", False, False)  # not back by itself
     assert "rolled back" in again["why"]
+    same = night(12, 5e-3)
+    assert (same["adapter"], same["trained"], same["why"]) == ("egox@v1", False, "it is the champion")
+    assert lineage(lake, "egox@v1")["tags"]["decision"] == first["why"]
 
     # The champion of another base stays what candidates are measured by, with the scores that it has.
     other = [*SMALL, f"model.base='{tiny_lake.base(tmp_path / 'other', seed=1)}'", "train.steps=1"]
