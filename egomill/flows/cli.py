@@ -90,6 +90,23 @@ def retrain(
 
 
 @app.command()
+def register(
+    file: Annotated[Path, typer.Argument(help="A .safetensors file as diffusers writes it.")],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Make a LoRA that was trained elsewhere an adapter; base, mask, attention and directions are what the settings say."""
+    from egomill.schemas.config import Profile as Settings
+    from egomill.tasks.foreign import register as add
+
+    made = add(file, Settings.load(profile, set_ or []), _tracker(lake, tracking))
+    _answer({"adapter": made.spec, **made.tags}, json_, lambda: out.print(made.spec))
+
+
+@app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="The registered adapter.")] = "egox",
     lake: Lake = "lake",

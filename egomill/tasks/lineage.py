@@ -13,14 +13,16 @@ from egomill.tasks.tracking import Tracker
 
 
 def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
-    """The chain behind an adapter ("name@alias", "name@v3"), down to the digests of the files. ValueError where it is not registered."""
+    """The chain behind an adapter ("name@alias", "name@v3"), down to the digests of the files. One that came from elsewhere has its file's
+    digest among its tags, and no release. ValueError where it is not registered.
+    """
     adapter = tracker.find(spec)
-    release = releases.get(lake, adapter.tags["release"], withdrawn=True)
-    return {
-        "adapter": {"spec": adapter.spec, "aliases": list(adapter.aliases), "run_id": adapter.run_id, "tags": adapter.tags},
-        "inputs": tracker.inputs(adapter.run_id),
-        **of_release(lake, release["name"]),
-    }
+    about = {"spec": adapter.spec, "aliases": list(adapter.aliases), "run_id": adapter.run_id, "tags": adapter.tags}
+    if "file_sha256" in adapter.tags:
+        made_of: dict = {"release": None, "clips": [], "takes": []}
+    else:
+        made_of = of_release(lake, releases.get(lake, adapter.tags["release"], withdrawn=True)["name"])
+    return {"adapter": about, "inputs": tracker.inputs(adapter.run_id), **made_of}
 
 
 def of_release(lake: Lake, name: str = "") -> dict:

@@ -33,6 +33,7 @@ def egomill(*arguments: str, **more) -> subprocess.CompletedProcess:
         "adopt",
         "verify",
         "forget",
+        "register",
         "release",
         "up",
     ],
