@@ -23,7 +23,6 @@ from egomill.kernels.cameras import Camera
 from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
-from egomill.models import batch
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack, unpack_depth
@@ -96,6 +95,8 @@ class Scorer:
         if self.adapter == "prior":
             return filled
         if self.parts is not None:
+            from egomill.models import batch  # takes diffusers along, seconds that the other scores need not wait
+
             return batch.to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
         return video.decode(row["generations"]["video"])
 
