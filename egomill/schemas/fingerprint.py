@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 from collections.abc import Container
 from functools import cache
@@ -93,13 +92,13 @@ def reaches(module: str) -> frozenset[str]:
 
 @cache
 def _source(module: str) -> str | None:
-    if module.split(".")[0] != PACKAGE:
+    """The text of a module of this package, None for what is no module of it. Found by its path: `find_spec` would run what lies above."""
+    package, *names = module.split(".")
+    if package != PACKAGE:
         return None
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # `from egomill.x import name`: x is a module, x.name is not
-        return None
-    return Path(spec.origin).read_text() if spec and spec.origin and spec.origin.endswith(".py") else None
+    path = Path(__file__).parent.parent.joinpath(*names)
+    file = next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+    return file.read_text() if file else None
 
 
 @cache

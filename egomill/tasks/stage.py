@@ -506,7 +506,8 @@ def _on_ray(
     there, most = ray.cluster_resources(), resources.actors.get(stage.name, len(rows))
     fit = [int(there.get(kind, 0) / each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
     at_once = max(1, min(most, len(rows), *fit))
-    size = max(min(resources.shard, -(-len(rows) // at_once)), -(-len(rows) // resources.shards))
+    each = -(-len(rows) // (resources.shard * at_once))  # shards for every actor the same, or at the end one works alone
+    size = -(-len(rows) // min(each * at_once, resources.shards))
     shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))
     jobs = [{"job": json.dumps(shard)} for shard in shards]
     table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
