@@ -46,7 +46,7 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         revision = bases.revision(settings_.model)
         held_out = selected(run.lake, settings_.clips, HELD_OUT)
         for spec, folder in folders.items():
-            if folder and (misfit := adapters.misfit(folder, settings_, revision)):
+            if folder and (misfit := adapters.misfit(adapters.describe(folder), settings_, revision)):
                 say(f"{spec} generates nothing more, and is compared by what it generated before: {misfit}", "yellow", logging.WARNING)
                 continue
             make(run, generations.stage(settings_, spec, folder, partial(tracker.folder, spec)), keys=held_out)

@@ -58,12 +58,10 @@ def ego_rays(size: int, T_world_ego: Tensor) -> tuple[Tensor, Tensor]:
 
 def exo_points(depth: Tensor, camera: Camera, T_world_exo: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """One world point per exo token [f, h, w, 3], metres, and valid [f, h, w]; arguments as for kernels/directions.exo_points."""
-    frames, height, width = depth.shape
-    f, h, w = grid(frames, height, width)
+    grid(*depth.shape)  # or ValueError
     points, known = _point_map(depth[::TEMPORAL], camera)
     points = transform(T_world_exo.to(depth), points)
     mean, number = _mean_2x2(offsets(points, centres.mean(dim=0)), known)
-    assert mean.shape[:3] == (f, h, w)
     return inverse_distance_point(mean, number > 0, centres.mean(dim=0))
 
 
@@ -86,9 +84,9 @@ def _point_map(depth: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
     along = torch.where(known, depth, 1) * true[..., 2]
     points = along[..., None] * (wrong / wrong[..., 2:])
     middle = slice(LATENT // 2 - 1, LATENT // 2 + 1)
-    cells = [t.unflatten(2, (-1, LATENT)).unflatten(1, (-1, LATENT))[:, :, middle, :, middle] for t in (points, known)]
-    number = cells[1].sum(dim=(2, 4))
-    return (cells[0] * cells[1][..., None]).sum(dim=(2, 4)) / number.clamp_min(1)[..., None], number > 0
+    cells = (t.unflatten(2, (-1, LATENT)).unflatten(1, (-1, LATENT))[:, :, middle, :, middle] for t in (points, known))
+    mean, number = _mean_2x2(*(cell.flatten(3, 4).flatten(1, 2) for cell in cells))
+    return mean, number > 0
 
 
 def _mean_2x2(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,9 +66,8 @@ def describe(folder: str | Path) -> dict:
     return json.loads(path.read_text())
 
 
-def misfit(folder: str | Path, profile: Profile, revision: str) -> str:
-    """Why an adapter cannot be used with a base of that revision and the profile's directions; "" where it can."""
-    found = describe(folder)
+def misfit(found: dict, profile: Profile, revision: str) -> str:
+    """Why an adapter of that description cannot be used with a base of that revision and the profile's directions; "" where it can."""
     if found["base_revision"] != revision:
         return f"it was trained on base {found['base_revision']}, not on {revision}"
     known = found.get("geometry", "calibrated")  # the only one that early adapters had

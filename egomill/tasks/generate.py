@@ -37,7 +37,7 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
     if folder:
         about = adapters.describe(folder)
         settings = {name: about[name] for name in settings}
-        if why := adapters.misfit(folder, profile, revision):
+        if why := adapters.misfit(about, profile, revision):
             raise ValueError(f"adapter {adapter} cannot be used here: {why}")
     sampler = profile.generate.model_dump(exclude={"baseline"})
     return Stage(

@@ -21,7 +21,7 @@ def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
     if "file_sha256" in adapter.tags:
         made_of: dict = {"release": None, "clips": [], "takes": []}
     else:
-        made_of = of_release(lake, releases.get(lake, adapter.tags["release"], withdrawn=True)["name"])
+        made_of = of_release(lake, adapter.tags["release"])
     return {"adapter": about, "inputs": tracker.inputs(adapter.run_id), **made_of}
 
 

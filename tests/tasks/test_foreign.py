@@ -8,11 +8,12 @@ import pytest
 import tiny_lake
 import torch
 from diffusers import WanImageToVideoPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from egomill.flows.cli import app
+from egomill.models import lora
 from egomill.schemas.config import Profile
 from egomill.tasks import adapters, bases, foreign, generate
 from egomill.tasks.tracking import Tracker
@@ -30,7 +31,7 @@ def elsewhere(profile):
     """A transformer with an adapter of rank 4 and alpha 8 that changes something, and the adapter's tensors."""
     transformer = bases.load(profile.model, "transformer").transformer
     transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
-    return transformer, get_peft_model_state_dict(transformer)
+    return transformer, lora.state(transformer)
 
 
 @torch.no_grad()
@@ -43,9 +44,7 @@ def answer(transformer) -> torch.Tensor:
 @pytest.mark.parametrize("alpha", [8, None])
 def test_it_acts_as_where_it_was_trained(profile, elsewhere, alpha, tmp_path):
     transformer, tensors = elsewhere
-    config = transformer.peft_config["default"].to_dict()
-    config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    more = {"transformer_lora_adapter_metadata": config} if alpha else {}
+    more = {"transformer_lora_adapter_metadata": lora.config(transformer)} if alpha else {}
     WanImageToVideoPipeline.save_lora_weights(str(tmp_path), transformer_lora_layers=tensors, **more)
     (file,) = tmp_path.glob("*.safetensors")
     settings = [option for setting in (f"model.base='{profile.model.base}'", *RELEASED) for option in ("--set", setting)]
