@@ -12,14 +12,16 @@ Latents are [B, 16, f, h, w], normalised, float32. Guided attention is set outsi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+IMAGE_BRANCH_TEXT = 512  # diffusers' Wan takes the last so many keys for text and what comes before for the image
 TIMESTEPS = 1000
 
 
@@ -73,7 +75,16 @@ def model_input(given: Condition, ego: Tensor) -> Tensor:
 
 
 def velocity(transformer: Any, given: Condition, ego: Tensor, sigma: Tensor) -> Tensor:
-    """The predicted velocity ε − x of the ego columns [B, 16, f, h, w_ego] at noise levels sigma [B], float32."""
+    """The predicted velocity ε − x of the ego columns [B, 16, f, h, w_ego] at noise levels sigma [B], float32.
+
+    ValueError where a base with an image branch is given another number of text tokens than 512, which it would split wrongly.
+    """
+    if image_branch(getattr(transformer, "config", {})) and (given.image is None or given.text.shape[1] != IMAGE_BRANCH_TEXT):
+        image = "no image" if given.image is None else f"{given.image.shape[1]} of the image"
+        raise ValueError(
+            f"{given.text.shape[1]} text tokens and {image}: the base has an image branch, and takes {IMAGE_BRANCH_TEXT} text tokens "
+            f"beside those of an image. Encode latents with model.text_tokens={IMAGE_BRANCH_TEXT}"
+        )
     dtype = transformer.dtype
     out = transformer(
         model_input(given, ego).to(dtype),
@@ -83,6 +94,11 @@ def velocity(transformer: Any, given: Condition, ego: Tensor, sigma: Tensor) -> 
         return_dict=False,
     )[0]
     return out[..., given.exo.shape[-1] :].float()
+
+
+def image_branch(config: Mapping[str, Any]) -> bool:
+    """Whether a transformer of this configuration attends to an image beside the text."""
+    return config.get("added_kv_proj_dim") is not None
 
 
 def shifted(uniform: Tensor, shift: float) -> Tensor:
@@ -128,7 +144,7 @@ def sample(
         raise ValueError("guidance needs negative text embeddings")
     if len(generators) != len(given.prior):
         raise ValueError(f"{len(given.prior)} clips, {len(generators)} generators")
-    scheduler.set_timesteps(steps, device=given.exo.device)
+    set_steps(scheduler, steps, given.exo.device)
     x = torch.stack([torch.randn(given.prior.shape[1:], generator=g) for g in generators]).to(given.exo.device)
     for timestep in scheduler.timesteps:
         sigma = (timestep.float() / TIMESTEPS).expand(len(x))
@@ -138,6 +154,19 @@ def sample(
             v = other + guidance * (v - other)
         x = scheduler.step(v, timestep, x, return_dict=False)[0]
     return x.float()
+
+
+def set_steps(scheduler: Any, steps: int, device: str | torch.device = "cpu") -> None:
+    """Have a scheduler make so many steps, from σ = 1 to 0.
+
+    Euler left to itself spaces them from 1 to its least σ, so that its last step goes from next to nothing to nothing: n steps are n − 1.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)  # before the shift
+    else:
+        scheduler.set_timesteps(steps, device=device)
 
 
 def make_scheduler(kind: str, shift: float) -> Any:

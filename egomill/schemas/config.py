@@ -102,7 +102,7 @@ class Model(Section):
     mask: Literal["paper", "egox-released", "coverage"] = "coverage"
     gga: Literal["paper", "egox-released", "off"] = "paper"
     lambda_g: float = 1.0
-    text_tokens: int = 64
+    text_tokens: int = Field(default=64, ge=1)  # 512 for a base with an image branch
 
 
 class Train(Section):
@@ -128,7 +128,7 @@ class Train(Section):
 
 
 class Generate(Section):
-    steps: int = 1
+    steps: int = Field(default=1, ge=1)
     shift: float = 1.0
     guidance: float = 1.0
     scheduler: Literal["euler", "unipc"] = "euler"

@@ -7,15 +7,30 @@ from typing import Any
 
 import torch
 
+from egomill.models.egox import IMAGE_BRANCH_TEXT, image_branch
 from egomill.schemas.config import Model
-from egomill.tasks.weights import Base, Parts
+from egomill.tasks.weights import Base, Parts, transformer_config
 
 SHORT = 16  # hex digits of a revision that tables and adapters carry
 
 
 def revision(model: Model) -> str:
-    """The first 16 hex digits of the digest of the base's weights. Remembered per process: hashing 60 GB takes minutes."""
+    """The first 16 hex digits of the digest of the base's weights. Remembered per process: hashing 60 GB takes minutes.
+
+    ValueError where the settings do not go with the base: model.text_tokens other than 512 beside an image branch, whose keys would be
+    told apart wrongly without a word.
+    """
+    if model.text_tokens != IMAGE_BRANCH_TEXT and _image_branch(model.base, model.revision):
+        raise ValueError(
+            f"model.text_tokens is {model.text_tokens}, and the base {model.base} has an image branch, which takes {IMAGE_BRANCH_TEXT}: "
+            f"set model.text_tokens={IMAGE_BRANCH_TEXT} (latents that were encoded otherwise are then made again)"
+        )
     return _revision(model.base, model.revision)
+
+
+@lru_cache(maxsize=8)
+def _image_branch(base: str, wanted: str) -> bool:
+    return image_branch(transformer_config(Base(base, wanted or None).folder))
 
 
 @lru_cache(maxsize=8)

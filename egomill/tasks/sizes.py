@@ -9,7 +9,6 @@ count: the allocator's fragmentation, a kernel's workspace, a library's own buff
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,11 +98,10 @@ def transformer_config(profile: Profile) -> dict:
     base = profile.model.base
     if base in KNOWN:
         return KNOWN[base]
-    folder = weights.EMBEDDED if base == "embedded" else Path(base)
-    path = folder / "transformer" / "config.json"
-    if not path.is_file():
+    config = weights.transformer_config(weights.EMBEDDED if base == "embedded" else Path(base))
+    if not config:
         raise ValueError(f"{base}: no folder with transformer/config.json, and its sizes are not known without a download")
-    return {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")}
+    return config
 
 
 def tokens(profile: Profile) -> dict[str, int]:

@@ -78,6 +78,12 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a base's transformer; {} where its folder has none."""
+    path = folder / "transformer" / "config.json"
+    return {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")} if path.is_file() else {}
+
+
 class Base:
     """A base on disk, its parts loaded when asked for: encoding needs no transformer, training no text encoder."""
 

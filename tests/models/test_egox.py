@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -116,9 +118,58 @@ def test_samplers_find_the_target_of_an_ideal_model():
             out[..., EXO:] = (x[:, :16, ..., EXO:] - target) / (t / 1000).view(-1, 1, 1, 1, 1)
             return (out,)
 
-    for kind, steps, shift in (("euler", 1, 1.0), ("euler", 4, 3.0), ("unipc", 6, 3.0)):
+    for kind, steps, shift in (("euler", 1, 1.0), ("euler", 2, 1.0), ("euler", 4, 3.0), ("unipc", 6, 3.0)):
         got = egox.sample(Ideal(), egox.make_scheduler(kind, shift), given(), seeds(1, 2), steps)
         torch.testing.assert_close(got, target, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["euler", "unipc"])
+@pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 1.0), (4, 1.0), (5, 3.0)])
+def test_so_many_steps_are_so_many_steps(kind, steps, shift):
+    """The model is asked n times, at σ from 1 down, even before the shift; the last step, from σ well above 0, ends at 0."""
+    asked = []
+
+    class Constant(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, x, t, text, image, return_dict):
+            asked.append(t[0].item() / egox.TIMESTEPS)
+            return (torch.ones_like(x[:, :16]),)
+
+    scheduler = egox.make_scheduler(kind, shift)
+    got = egox.sample(Constant(), scheduler, given(), seeds(1, 2), steps)
+    even = torch.arange(steps, 0, -1) / steps
+    torch.testing.assert_close(torch.tensor(asked), egox.shifted(even, shift), atol=2e-3, rtol=0)
+    assert scheduler.sigmas[-1] == 0
+    if kind == "euler":  # with v = 1 all the way it has gone by 1
+        noise = torch.stack([torch.randn(16, F, H, EGO, generator=g) for g in seeds(1, 2)])
+        torch.testing.assert_close(got, noise - 1, atol=1e-5, rtol=0)
+
+
+def test_two_euler_steps_are_halves_of_the_way():
+    """With v = z the exact answer is known: z (1 − 1/n) n times."""
+
+    class Linear(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, x, t, text, image, return_dict):
+            return (x[:, :16],)
+
+    noise = torch.stack([torch.randn(16, F, H, EGO, generator=g) for g in seeds(1, 2)])
+    for steps in (1, 2, 5):
+        got = egox.sample(Linear(), egox.make_scheduler("euler", 1.0), given(), seeds(1, 2), steps)
+        torch.testing.assert_close(got, noise * (1 - 1 / steps) ** steps, atol=1e-5, rtol=0)
+
+
+def test_a_base_with_an_image_branch_takes_512_text_tokens_and_an_image():
+    size = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 32, "text_dim": 8, "freq_dim": 16}
+    model = WanTransformer3DModel(in_channels=36, out_channels=16, **size, image_dim=8, added_kv_proj_dim=24)
+    seven = given()
+    right = dataclasses.replace(seven, text=torch.randn(2, 512, 8), image=torch.randn(2, 257, 8))
+    assert egox.velocity(model, right, right.prior, torch.ones(2)).isfinite().all()
+    for wrong in (dataclasses.replace(right, text=seven.text), dataclasses.replace(right, image=None)):
+        with pytest.raises(ValueError, match=r"has an image branch, and takes 512 text tokens.*model\.text_tokens=512"):
+            egox.velocity(model, wrong, wrong.prior, torch.ones(2))
 
 
 def test_guidance_needs_negative_text():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
+import tiny_lake
 import torch
 
 from egomill.models.codec import decode_video, encode_video
+from egomill.schemas.config import Profile
+from egomill.tasks import bases, generate, latents
 from egomill.tasks.weights import EMBEDDED, Base, digest, load_parts
 
 
@@ -72,3 +76,17 @@ def test_what_is_not_a_base_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "NoSuchThing"]}))
     with pytest.raises(ValueError, match="NoSuchThing"):
         Base(str(tmp_path)).part("vae")
+
+
+def test_text_tokens_that_an_image_branch_does_not_take_are_refused_by_every_stage_of_the_base(tmp_path):
+    base = tiny_lake.base(tmp_path)
+    config = base / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_dim": 32, "added_kv_proj_dim": 32}))
+    settings = [f"model.base='{base}'"]
+    for stage in (latents.stage, partial(generate.stage, adapter="base")):
+        with pytest.raises(
+            ValueError, match=rf"model\.text_tokens is 64, and the base {base} has an image branch.*set model\.text_tokens=512"
+        ):
+            stage(Profile.load("local", settings))
+        assert stage(Profile.load("local", [*settings, "model.text_tokens=512"])).weights == digest(base)[:16]
+    assert len(bases.revision(Profile.load("local").model)) == 16  # the shipped base has none
