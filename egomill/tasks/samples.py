@@ -8,13 +8,15 @@ and a training resumed at step 400 goes on as if nothing had happened; no state 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from egomill.schemas.fingerprint import digest
 from egomill.schemas.tensors import unpack
 from egomill.tasks.lake import Lake
 
@@ -90,6 +92,19 @@ def clips_of(lake: Lake, versions: dict[str, int], model: str, splits: Sequence[
     encoded = lake.read("latents", ["clip_id"], f"model = '{model}'", versions["latents"])
     directed = lake.read("directions", ["clip_id"], None, versions["directions"])
     return sorted(set.intersection(*(set(t["clip_id"].to_pylist()) for t in (chosen, encoded, directed))))
+
+
+def spread(takes: Mapping[str, str], count: int) -> list[str]:
+    """So many of the clips {clip: its take}, from as many takes as there are: one of each take, then another of each.
+
+    Which ones follows from digests of the names, so that another clip or take changes one of the chosen, if any, as long as there are no
+    fewer takes than `count`.
+    """
+    by_take: dict[str, list[str]] = {}
+    for clip in sorted(takes, key=digest):
+        by_take.setdefault(takes[clip], []).append(clip)
+    rounds = zip_longest(*(by_take[take] for take in sorted(by_take, key=digest)))
+    return [clip for turn in rounds for clip in turn if clip is not None][:count]
 
 
 def stack(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from egomill.tasks.tracking import BY, Adapter, Tracker
 log = logging.getLogger(__name__)
 RESTARTS = 2  # of the worker group, from the last checkpoint
 KEPT = 2  # checkpoints
+VALIDATED = 8  # held-out clips that the loss is measured on
 
 
 def recipe(profile: Profile) -> str:
@@ -50,7 +51,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     name.
 
     `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base, or directions of another
-    geometry, or where another run is training the same just now; what broke a worker otherwise, after the restarts are used up.
+    geometry, where another run is training the same just now, or where batch after batch gave no finite loss or gradient; what broke a
+    worker otherwise, after the restarts are used up.
     """
     versions, revision = release["tables"], bases.revision(profile.model)
     clips = samples.clips_of(lake, versions, revision, ("train",))
@@ -74,9 +76,11 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     tracker.tags(mlflow_run, {BY: run_id})
     tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
     tracker.params(mlflow_run, {"clips_train": len(clips), "clips_held_out": len(held_out), "base_revision": revision})
+    takes = {row["clip_id"]: row["take_uid"] for row in lake.rows("clips", held_out, ("clip_id", "take_uid"), versions["clips"])}
+    validated = samples.spread(takes, VALIDATED)
     tracker.dataset(mlflow_run, release["name"], lake.uri, versions)
     code = code_parts(train_loop.__name__)
-    plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, held_out, code)
+    plan = train_loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, validated, code)
     try:
         _drop_halves(lake, f"{name}-{mlflow_run}")
         checkpoint = fit(plan, f"{name}-{mlflow_run}")
@@ -84,6 +88,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
             report = train_loop.read_report(Path(folder))
             tags |= {"profile": profile.name, "base": revision, "steps": str(report["step"])}
             tags["sha256"] = adapters.sha256(f"{folder}/adapter")
+            if report.get("skipped"):
+                tags["skipped"] = str(report["skipped"])
             if "val_loss" in report:
                 tags["val_loss"] = f"{report['val_loss']:.4f}"
             adapter = tracker.register(name, f"{folder}/adapter", mlflow_run, tags)
@@ -119,7 +125,7 @@ def _drop_halves(lake: Lake, name: str) -> None:
 def fit(plan: train_loop.Plan, name: str) -> Any:
     """Run the workers; returns the last checkpoint. Under a `name` that has checkpoints Ray goes on from the newest of them.
 
-    Besides the newest, the best by validation are kept while it runs.
+    Besides the newest, the best by validation are kept while it runs. ValueError where the workers gave up.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -146,6 +152,11 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
         ),
     )
     result = interruptible(trainer.fit)
+    if result.return_value:
+        raise ValueError(
+            f"training {name} was given up: {result.return_value}. Look at these clips, lower train.learning_rate or train.clip_norm, or "
+            "set train.precision=float32; with other settings it starts anew"
+        )
     if result.checkpoint is None:
         raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
     return result.checkpoint

@@ -2,12 +2,16 @@
 
 Nothing in it depends on history: batches and noise are functions of the step (samples.py), the learning rate too. A checkpoint is the
 adapter, the optimiser's moments and the step, as safetensors and JSON; that is all a resumed run needs to end where an uninterrupted one
-would. Metrics go to MLflow from rank 0 alone; `ray.train.report` is called with checkpoints only, as each call waits for the controller.
+would. A batch whose loss or gradient is not finite is skipped by all workers; a number of them in a row end the training, without the
+restarts, which would do the same again. Metrics go to MLflow from rank 0 alone; `ray.train.report` is called with checkpoints only, as
+each call waits for the controller.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import tempfile
 import time
 from contextlib import nullcontext
@@ -22,13 +26,15 @@ from torch import Tensor, nn
 
 from egomill.models import attention, batch, egox, lora, sharding
 from egomill.schemas.config import Profile
-from egomill.schemas.fingerprint import check_code
+from egomill.schemas.fingerprint import check_code, digest
 from egomill.tasks import adapters, bases, samples, sheets
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
 
+log = logging.getLogger(__name__)
 FLUSH = 20  # steps between writes to MLflow
-VALIDATED, DRAWS = 8, 4  # held-out clips, and fixed noises of each
+DRAWS = 4  # fixed noises of each held-out clip
+SKIPPED = 5  # batches in a row that may be skipped for what is not finite; one clip or one step's luck is fewer
 REPORT = "step.json"
 PROBE = 1 << 30  # the "step" of validation noise
 
@@ -45,7 +51,7 @@ class Plan:
     tracker: Tracker
     run_id: str  # in MLflow
     clips: list[str]
-    held_out: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)  # that validation looks at
     code: dict[str, str] = field(default_factory=dict)  # of this module, as the driver has it
 
 
@@ -60,8 +66,11 @@ class Objective(nn.Module):
         return egox.training_loss(self.transformer, given, ego, generators, self.shift)
 
 
-def loop(plan: Plan) -> None:
-    """One worker from first (or last checkpointed) to last step. Runs inside a Ray Train worker group."""
+def loop(plan: Plan) -> str:
+    """One worker from first (or last checkpointed) to last step. Runs inside a Ray Train worker group.
+
+    Returns why the training was given up, "" where it was not: an exception would start the group again.
+    """
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
@@ -76,10 +85,10 @@ def loop(plan: Plan) -> None:
     state = attention.install_gga(parts.transformer)
     if settings.gradient_checkpointing:
         parts.transformer.enable_gradient_checkpointing()
-    checkpoint, first = ray.train.get_checkpoint(), 0
+    checkpoint, first, skipped, in_a_row = ray.train.get_checkpoint(), 0, 0, 0
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         if folder:
-            first = read_step(Path(folder))
+            first, skipped, in_a_row = (read_report(Path(folder)).get(name, 0) for name in ("step", "skipped", "in_a_row"))
             lora.restore(parts.transformer, adapters.tensors(Path(folder) / "adapter"))
         if settings.sharding == "fsdp":
             sharding.shard(parts.transformer)
@@ -91,11 +100,12 @@ def loop(plan: Plan) -> None:
         if folder:
             read_moments(Path(folder), optimiser, parameters)
     data = samples.Samples(plan.lake, plan.versions, plan.revision, plan.clips)
-    held_out = samples.Samples(plan.lake, plan.versions, plan.revision, plan.held_out[:VALIDATED])
+    held_out = samples.Samples(plan.lake, plan.versions, plan.revision, plan.held_out)
     book = Book(plan.tracker, plan.run_id, rank == 0)
     if first == 0 and rank == 0:
         shown = data.get(samples.batch_indices(len(data), min(4, len(data)), settings.seed, 0))
-        plan.tracker.image(plan.run_id, picture(parts.vae, shown), "samples/first-batch.png")
+        if (image := picture(parts.vae, shown)) is not None:
+            plan.tracker.image(plan.run_id, image, "samples/first-batch.png")
 
     def loss_of(module: nn.Module, found: list[dict[str, Tensor]], generators: list[torch.Generator]) -> Tensor:
         columns = samples.stack(found)
@@ -120,15 +130,26 @@ def loop(plan: Plan) -> None:
                 (loss / settings.accumulate).backward()
             total += loss.detach() / settings.accumulate
         norm = sharding.whole(nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm))
-        if not torch.isfinite(norm):
-            raise ArithmeticError(f"step {step}: gradient is not finite (loss {total.item()})")
-        optimiser.step()
         mean = average(total, world)
-        values = {"loss": mean, "grad_norm": norm.item(), "learning_rate": rate, "memory_gib": sharding.peak_memory(device)}
-        book.add(step, {**values, "samples_per_second": len(indices) / (time.monotonic() - started)})
+        report: dict = {"step": step + 1}
+        if math.isfinite(mean) and norm.isfinite():  # the same numbers for all workers: they decide alike
+            optimiser.step()
+            in_a_row, report["loss"] = 0, mean
+            values = {"loss": mean, "grad_norm": norm.item(), "learning_rate": rate, "memory_gib": sharding.peak_memory(device)}
+            book.add(step, {**values, "samples_per_second": len(indices) / (time.monotonic() - started)})
+        else:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            names = ", ".join(dict.fromkeys(plan.clips[index] for index in indices[:20]))
+            why = f"step {step}: loss {mean:g}, gradient {norm.item():g}, of clips {names}"
+            book.add(step, {"skipped": skipped})
+            if rank == 0:
+                log.warning("%s: not finite, so the batch is skipped, the %d. of this training", why, skipped)
+            if in_a_row >= min(SKIPPED, settings.steps):
+                book.flush()
+                return f"{in_a_row} batches in a row had a loss or gradient that is not finite; the last is {why}"
         last = step + 1 == settings.steps
         if last or (step + 1) % settings.checkpoint_every == 0:
-            report: dict = {"step": step + 1, "loss": mean}
+            report |= {"skipped": skipped, "in_a_row": in_a_row}
             if len(held_out):
                 report["val_loss"] = validate(partial(loss_of, inner(objective).eval()), held_out, settings.seed, rank, world, device)
                 book.add(step, {"val_loss": report["val_loss"]})
@@ -143,6 +164,7 @@ def loop(plan: Plan) -> None:
                     saved = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(report, checkpoint=saved)
     state.geometry = None
+    return ""
 
 
 def inner(module: nn.Module) -> nn.Module:
@@ -159,7 +181,7 @@ def average(value: Tensor, world: int) -> float:
 
 @torch.no_grad()
 def validate(loss_of, held_out: samples.Samples, seed: int, rank: int, world: int, device: torch.device) -> float:
-    """Mean loss on held-out clips at noises that never change; the workers share the clips.
+    """Mean loss on held-out clips, each at noises of its own that never change; the workers share the clips.
 
     All take equally many turns, since a sharded model is gathered by all at once; a turn beyond the last clip counts nothing.
     """
@@ -167,7 +189,8 @@ def validate(loss_of, held_out: samples.Samples, seed: int, rank: int, world: in
     for turn in range(0, len(held_out), world):
         index = turn + rank
         counts, index = index < len(held_out), min(index, len(held_out) - 1)
-        generators = [samples.noise_generator(seed, PROBE + draw, index) for draw in range(DRAWS)]
+        name = int(digest(held_out.clips[index])[:8], 16)
+        generators = [samples.noise_generator(seed, PROBE + draw, name) for draw in range(DRAWS)]
         losses = loss_of(held_out.get([index]) * DRAWS, generators)
         total += counts * torch.tensor([losses.sum().item(), DRAWS], device=device)
     if world > 1:
@@ -187,13 +210,8 @@ def save(folder: Path, moments: dict[str, Tensor], report: dict) -> None:
 
 
 def read_report(folder: Path) -> dict:
-    """What `save` was told: {step, loss, val_loss}."""
+    """What `save` was told: {step to go on with, loss, val_loss, skipped batches, of those in a row}."""
     return json.loads((folder / REPORT).read_text())
-
-
-def read_step(folder: Path) -> int:
-    """The step to go on with."""
-    return read_report(folder)["step"]
 
 
 def read_moments(folder: Path, optimiser: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> None:
@@ -204,12 +222,15 @@ def read_moments(folder: Path, optimiser: torch.optim.Optimizer, parameters: dic
         optimiser.state[parameter][kind] = value if kind == "step" else sharding.cut(value, parameter)
 
 
-def picture(vae, found: list[dict[str, Tensor]]) -> np.ndarray:
-    """The first batch as the codec shows it: exo, prior and true ego view, first, middle and last frame."""
+def picture(vae, found: list[dict[str, Tensor]]) -> np.ndarray | None:
+    """The first batch as the codec shows it: exo, prior and true ego view, first, middle and last frame; without what is not finite."""
     rows = {}
     for i, sample in enumerate(found[:4]):
         for name in ("exo", "prior", "ego"):
-            rows[f"{i} {name}"] = batch.to_frames(vae, sample[name])
+            if (shown := batch.to_frames(vae, sample[name])) is not None:
+                rows[f"{i} {name}"] = shown
+    if not rows:
+        return None
     frames = len(next(iter(rows.values())))
     return sheets.contact_sheet(rows, [0, frames // 2, frames - 1])
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egomill.tasks.samples import batch_indices, noise_generator, places
+from egomill.tasks.samples import batch_indices, noise_generator, places, spread
 
 
 @given(count=st.integers(1, 30), batch=st.integers(1, 8), seed=st.integers(0, 5))
@@ -22,6 +22,22 @@ def test_pure_function_of_seed_and_step():
     draw = [torch.randn(3, generator=noise_generator(0, 5, place)) for place in (0, 0, 1)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
+
+
+def test_validation_is_spread_over_takes_and_another_clip_or_take_changes_one_at_most():
+    takes = {f"take{t}.cam.{i}": f"take{t}" for t in range(3) for i in range(10)}
+    chosen = spread(takes, 8)
+    assert sorted(Counter(takes[clip] for clip in chosen).values()) == [2, 3, 3]
+    assert len(set(chosen)) == 8
+    assert spread(dict(reversed(takes.items())), 8) == chosen
+    assert len(set(chosen) - set(spread(takes | {"take1.cam.10": "take1"}, 8))) <= 1
+    assert sorted(spread({"a": "x", "b": "x"}, 8)) == ["a", "b"]
+    assert spread({}, 8) == []
+    many = {f"{t}.{i}": str(t) for t in range(20) for i in range(3)}
+    chosen = spread(many, 8)
+    assert len({many[clip] for clip in chosen}) == 8
+    for t in range(20, 40):
+        assert len(set(chosen) - set(spread(many | {f"{t}.0": str(t)}, 8))) <= 1
 
 
 def test_nothing_to_train_on():

@@ -13,6 +13,7 @@ from tiny_lake import run_here
 
 from egomill.models import batch, egox, lora
 from egomill.schemas.config import Directions, Profile
+from egomill.schemas.tensors import pack, unpack
 from egomill.tasks import adapters, bases, gate, generate, latents, releases, samples, scores, train, train_loop, video
 from egomill.tasks.alive import beating
 from egomill.tasks.lake import Lake
@@ -133,6 +134,44 @@ def test_what_was_cut_off_is_dropped_and_what_is_whole_stays(tmp_path):
     train._drop_halves(lake, "egox-1")
 
 
+def poisoned(lake, profile, release, which, name):
+    """A release in which latents of some training clips are not finite; (release, training clips)."""
+    revision = bases.revision(profile.model)
+    clips = samples.clips_of(lake, release["tables"], revision, ("train",))
+    rows = lake.rows("latents", [clips[i] for i in which], where=f"model = '{revision}'")
+    for row in rows:
+        row["ego"] = pack(unpack(row["ego"]) * np.float16("nan"))
+    lake.upsert("latents", rows)
+    return releases.publish(lake, "run", profile, name)[0], clips
+
+
+def test_a_batch_that_is_not_finite_is_skipped_by_all_workers(built, ray_cluster):
+    lake, _, profile, release, tracker = built
+    profile = with_(profile, steps=6, batch=1, workers=2, sharding="fsdp", checkpoint_every=4)
+    release, clips = poisoned(lake, profile, release, [0], "r2")
+    adapter = train.train(lake, release, profile, tracker, "night")
+    bad = [step for step in range(6) if 0 in samples.batch_indices(len(clips), 2, 0, step)]
+    assert 0 < len(bad) < 6
+    assert tracker.history(adapter.run_id, "skipped") == {step: i + 1 for i, step in enumerate(bad)}
+    assert adapter.tags["skipped"] == str(len(bad))
+    assert sorted(tracker.history(adapter.run_id, "loss")) == [step for step in range(6) if step not in bad]
+    assert all(tensor.isfinite().all() for tensor in adapters.tensors(adapter.folder).values())
+
+
+def test_batch_after_batch_that_is_not_finite_ends_by_name_and_once(built, ray_cluster):
+    lake, _, profile, release, tracker = built
+    profile = with_(profile, steps=20, batch=1, checkpoint_every=2)
+    release, _ = poisoned(lake, profile, release, range(4), "r3")
+    with pytest.raises(ValueError, match=r"given up: 5 batches in a row .* the last is step 4: loss nan, gradient nan, of clips take"):
+        train.train(lake, release, profile, tracker, "night")
+    run = tracker.unfinished({"release": "r3"})
+    points = tracker.client.get_metric_history(run, "skipped")
+    assert [(p.step, p.value) for p in points] == [(step, step + 1) for step in range(5)]  # never replayed
+    with pytest.raises(ValueError, match=r"given up: 5 batches in a row .* step 4"):  # it goes on from step 4, and from 4 in a row
+        train.train(lake, release, profile, tracker, "night")
+    assert len(tracker.client.get_metric_history(run, "skipped")) == 6
+
+
 def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
     lake, _, profile, release, _ = built
     model, settings = profile.model, profile.train
@@ -158,7 +197,7 @@ def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
     adapters.save(lora.state(one), lora.config(one), tmp_path / "adapter", adapters.about(profile, "r", 2, "r1"))
     train_loop.save(tmp_path, train_loop.whole_moments(optimiser, parameters), {"step": 2})
     two, others, second = fresh(1)
-    assert train_loop.read_step(tmp_path) == 2
+    assert train_loop.read_report(tmp_path)["step"] == 2
     lora.restore(two, adapters.tensors(tmp_path / "adapter"))
     train_loop.read_moments(tmp_path, second, others)
     advance(one, optimiser, 2)
