@@ -77,7 +77,7 @@ def model_input(given: Condition, ego: Tensor) -> Tensor:
 def velocity(transformer: Any, given: Condition, ego: Tensor, sigma: Tensor) -> Tensor:
     """The predicted velocity ε − x of the ego columns [B, 16, f, h, w_ego] at noise levels sigma [B], float32.
 
-    ValueError where a base with an image branch is given another number of text tokens than 512, which it would split wrongly.
+    ValueError where a base with an image branch is given no image, or another number of text tokens than 512: it would split them wrongly.
     """
     if image_branch(getattr(transformer, "config", {})) and (given.image is None or given.text.shape[1] != IMAGE_BRANCH_TEXT):
         image = "no image" if given.image is None else f"{given.image.shape[1]} of the image"
