@@ -91,7 +91,7 @@ def retrain(
 
 @app.command()
 def register(
-    file: Annotated[Path, typer.Argument(help="A .safetensors file as diffusers writes it.")],
+    file: Annotated[Path, typer.Argument(help="A LoRA: a .safetensors file as diffusers, PEFT or kohya's trainers write it.")],
     lake: Lake = "lake",
     profile: Profile = "local",
     set_: Set = None,
