@@ -200,11 +200,10 @@ def at_head(depth: Tensor, static: Tensor, camera: Camera, T_cam_ego: Tensor) ->
 
 
 def metric_scale(depth: Tensor, camera: Camera, T_world_cam: Tensor, landmarks: Tensor, least: int = 20) -> tuple[float, int]:
-    """The factor that brings depth [H, W] to known world points [N, 3] (semi-dense points of the recording), and from how many of them:
-    the median ratio.
+    """The factor that brings depth [H, W] to known world points [N, 3] (landmarks.py), and from how many of them: the median ratio.
 
-    Points further than 30 % from that median do not count as support; with fewer than `least` the answer is (1.0, 0): leave the scale
-    alone.
+    Points further than 30 % from that median do not count as support; with fewer than `least`, or where they are not the majority (the view
+    does not see most of the points, or depth is wrong by more than a factor), the answer is (1.0, 0): leave the scale alone.
     """
     local = transform(inverse(T_world_cam), landmarks)
     pixels, inside = camera.project(local)
@@ -215,7 +214,7 @@ def metric_scale(depth: Tensor, camera: Camera, T_world_cam: Tensor, landmarks: 
         return 1.0, 0
     middle = ratio.median()
     support = int(((ratio / middle).log().abs() < 0.3).sum())
-    return (float(middle), support) if support >= least else (1.0, 0)
+    return (float(middle), support) if support >= max(least, len(ratio) / 2) else (1.0, 0)
 
 
 def pinhole_z_to_range(z: Tensor, camera: Camera, focal_ratio: float = 1.0) -> Tensor:
