@@ -158,9 +158,12 @@ def _huber_frames(v: Tensor, y: Tensor, theta: Tensor, fitted: Tensor) -> Tensor
 
 
 class AtHead(NamedTuple):
-    """What depth says of a head whose place is known, as medians over the frames in which it is seen: `scale`, the depth of its surface over
-    the distance; `around`, the depth of what surrounds it over that of its surface (a head stands before its surroundings: over 1); from
-    how many frames; and whether anything moves there (else the head may be hidden by something that stands still)."""
+    """What depth says of a head whose place is known, as medians over the frames in which it is seen.
+
+    `scale`: depth of its surface over the distance of that. `around`: depth of what surrounds it over that of its surface; a head stands
+    before its surroundings, so this is over 1. `frames`: how many. `moving`: whether anything moves there; else something that stands still
+    may hide the head.
+    """
 
     scale: float
     around: float

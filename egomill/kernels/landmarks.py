@@ -31,8 +31,8 @@ def follow(frames: ndarray, disc: ndarray) -> ndarray:
             live = np.flatnonzero(np.isfinite(tracks[:, now - 1, 0]))
             if len(live):
                 here = tracks[live, now - 1][:, None]
-                there, found, _ = cv2.calcOpticalFlowPyrLK(grey[now - 1], picture, here, None, winSize=(15, 15))
-                again, back, _ = cv2.calcOpticalFlowPyrLK(picture, grey[now - 1], there, None, winSize=(15, 15))
+                there, found, _ = cv2.calcOpticalFlowPyrLK(grey[now - 1], picture, here, here.copy(), winSize=(15, 15))
+                again, back, _ = cv2.calcOpticalFlowPyrLK(picture, grey[now - 1], there, there.copy(), winSize=(15, 15))
                 kept = (found[:, 0] > 0) & (back[:, 0] > 0) & (np.abs(again - here).max(axis=(1, 2)) < BACK)
                 tracks[live[kept], now] = there[kept, 0]
         if now % AGAIN == 0:

@@ -36,7 +36,8 @@ WITHOUT_NETWORK = ("static-median", "none")
 EGO = 448  # px: the release's own size of ego pictures, in which landmarks are looked for
 INVERTED = 1.2  # what surrounds a head lies behind it, by 1.6 and more in simulated and real clips
 UNITS = {1000.0: "millimetres", 100.0: "centimetres", 39.37: "inches", 3.281: "feet", 1e-3: "kilometres"}
-COLUMNS = (*views.EXO_COLUMNS, *views.EGO_COLUMNS, "split", "T_world_exo", "T_world_ego", "exo_cam", "depth_path", "depth_kind", "depth_focal", "depth_files")
+DEPTH_COLUMNS = ("depth_path", "depth_kind", "depth_focal", "depth_files")
+COLUMNS = (*views.EXO_COLUMNS, *views.EGO_COLUMNS, *DEPTH_COLUMNS, "split", "T_world_exo", "T_world_ego", "exo_cam")
 
 
 def stage(profile: Profile) -> Stage:
@@ -145,7 +146,7 @@ class Estimation:
         if low <= head.scale <= high:
             return ""
         unit = min(UNITS, key=lambda factor: abs(math.log(head.scale / factor)))
-        like = f", as in {UNITS[unit]}" if 0.6 < head.scale / unit < 1.7 else ""
+        like = f", as in {UNITS[unit]}" if 0.67 < head.scale / unit < 1.5 else ""
         return f"{measured}{like}; {low:g} to {high:g} are accepted, and metres asked for"
 
     def fuse(self, mono: Tensor, frames: np.ndarray, camera: Camera, static: Tensor) -> Alignment:

@@ -118,7 +118,7 @@ def _range(path: Path, numbers: ndarray, at: Nearest) -> Sidecar:
         raise _Bad("dynamic_depth holds NaN or negative numbers")
     moving = np.isfinite(near) & (near > 0) & (depth > 0)
     if moving.any() and (near > 1.2 * depth)[moving].mean() > 0.9:
-        raise Bad("depth_scale", f"{path.name}: what moves lies behind what stands still: this looks like inverse depth; metres are asked for")
+        raise Bad("depth_scale", f"{path.name}: what moves lies behind what stands still, as in inverse depth; metres are asked for")
     dynamic = np.isfinite(near) & (near > 0) & ((near < depth) | (depth == 0))
     return Sidecar(np.where(dynamic, near, depth), dynamic)
 

@@ -130,8 +130,8 @@ def test_metric_scale_from_landmarks():
 
 def heads(seed: int, view: int, frames: int = 1):
     clip = sample_clip(seed, frames, fps=2.0, exo_size=(224, 128), ego_size=16, exo_index=view)
-    T_exo_world = torch.from_numpy(clip.T_world_exo).inverse()
-    return torch.from_numpy(clip.exo_depth), torch.from_numpy(~clip.exo_dynamic), clip.exo_camera, T_exo_world @ torch.from_numpy(clip.T_world_ego)
+    T_exo_ego = torch.from_numpy(clip.T_world_exo).inverse() @ torch.from_numpy(clip.T_world_ego)
+    return torch.from_numpy(clip.exo_depth), torch.from_numpy(~clip.exo_dynamic), clip.exo_camera, T_exo_ego
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -229,7 +229,8 @@ def test_depth_in_another_unit_is_refused_by_its_name(scene, edit, said, mask):
 
 def test_inverse_depth_in_an_archive_is_refused_by_its_name(scene):
     with np.load(Path(scene[0]["root"]) / "depth.npz") as arrays:
-        np.savez(Path(scene[0]["root"]) / "inverse.npz", static_depth=inverted(arrays["static_depth"]), dynamic_depth=1 / arrays["dynamic_depth"])
+        inverse = {"static_depth": inverted(arrays["static_depth"]), "dynamic_depth": 1 / arrays["dynamic_depth"]}
+    np.savez(Path(scene[0]["root"]) / "inverse.npz", **inverse)
     result = depth.stage(Profile.load("local", ["depth.height=64"])).worker()({"clips": scene[0] | {"depth_path": "inverse.npz"}})
     assert isinstance(result, Rejected)
     assert result.reason == "depth_scale"
@@ -260,7 +261,8 @@ def test_a_head_behind_what_stands_still_or_out_of_the_picture_refuses_nothing(s
 def test_depth_of_which_nothing_is_known_is_empty(scene, monkeypatch):
     monkeypatch.setattr(estimators, "revision", lambda *_: "r")
     monkeypatch.setattr(estimators, "load", lambda *_, **__: lambda frames, camera: np.zeros(frames.shape[:3], np.float32))
-    result = depth.stage(Profile.load("local", ["depth.height=64", "depth.monocular=network"])).worker()({"clips": scene[0] | {"depth_path": ""}})
+    worker = depth.stage(Profile.load("local", ["depth.height=64", "depth.monocular=network"])).worker()
+    result = worker({"clips": scene[0] | {"depth_path": ""}})
     assert isinstance(result, Rejected)
     assert result.reason == "depth_empty"
 
