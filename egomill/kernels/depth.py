@@ -28,6 +28,7 @@ FIT_PIXELS = 8_000  # per frame; the fit has two unknowns, more pixels change no
 INLIER = 0.1  # relative error of depth
 HUBER = 1.345
 HEAD = 0.1  # metres: radius of a head, and how far its middle lies behind the camera at its temple
+STANDS_OUT = 1.2  # what surrounds a head lies behind it, by a factor of 1.6 and more in simulated and real clips
 
 
 class Alignment(NamedTuple):
@@ -161,23 +162,23 @@ class AtHead(NamedTuple):
     """What depth says of a head whose place is known, as medians over the frames in which it is seen.
 
     `scale`: depth of its surface over the distance of that. `around`: depth of what surrounds it over that of its surface; a head stands
-    before its surroundings, so this is over 1. `frames`: how many. `moving`: whether anything moves there; else something that stands still
-    may hide the head.
+    before its surroundings, so this is over 1. `frames`: how many. `clear`: whether something moves there in them and stands out from what
+    surrounds it; else something before the head may hide it.
     """
 
     scale: float
     around: float
     frames: int
-    moving: bool
+    clear: bool
 
 
 def at_head(depth: Tensor, static: Tensor, camera: Camera, T_cam_ego: Tensor) -> AtHead | None:
     """Compare depth [F, H, W] (0 unknown) with the distance of the head at T_cam_ego [F, 4, 4] (z forward); `static` [F, H, W].
 
     The head is a ball behind the ego camera. Its surface is the lower quartile of the depth within the ball's outline: hair, background
-    beside it and a pixel of misalignment reach the upper ones. Frames in which something moves there count before all others. None where no
-    frame shows the head: out of the picture, within 30 cm of the lens, or depth unknown there. Against simulated views with true depth:
-    1.00 ± 0.015, none further off than 0.05.
+    beside it and a pixel of misalignment reach the upper ones. Frames in which something moves there and stands out from what surrounds it
+    count before all others. None where no frame shows the head: out of the picture, within 30 cm of the lens, or depth unknown there.
+    Against 96 simulated views with true depth: 1.001 ± 0.014, none further off than 0.05.
     """
     middle = T_cam_ego[:, :3, 3] - HEAD * T_cam_ego[:, :3, 2]
     pixels, inside = camera.project(middle)
@@ -192,14 +193,15 @@ def at_head(depth: Tensor, static: Tensor, camera: Camera, T_cam_ego: Tensor) ->
         if head.sum() < 4 or not ring.any():
             continue
         surface = depth[frame][head].quantile(0.25)
-        moves = float((~static[frame])[head].float().mean()) > 0.25
-        found.append((float(surface / (distance[frame] - HEAD)), float(depth[frame][ring].median() / surface), moves))
+        around = float(depth[frame][ring].median() / surface)
+        clear = not 1 / STANDS_OUT < around < STANDS_OUT and float((~static[frame])[head].float().mean()) > 0.25
+        found.append((float(surface / (distance[frame] - HEAD)), around, clear))
     if not found:
         return None
-    moving = any(moves for *_, moves in found)
-    counted = torch.tensor([part[:2] for part in found if part[2] or not moving], dtype=torch.float64)
+    clear = any(part[2] for part in found)
+    counted = torch.tensor([part[:2] for part in found if part[2] or not clear], dtype=torch.float64)
     scale, around = counted.median(dim=0).values.tolist()
-    return AtHead(scale, around, len(counted), moving)
+    return AtHead(scale, around, len(counted), clear)
 
 
 def metric_scale(depth: Tensor, camera: Camera, T_world_cam: Tensor, landmarks: Tensor, least: int = 20) -> tuple[float, int]:

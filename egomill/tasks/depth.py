@@ -22,7 +22,7 @@ from torch import Tensor
 
 from egomill.kernels.background import masked_median, temporal_static
 from egomill.kernels.cameras import Camera
-from egomill.kernels.depth import Alignment, AtHead, align, at_head, metric_scale
+from egomill.kernels.depth import STANDS_OUT, Alignment, AtHead, align, at_head, metric_scale
 from egomill.kernels.landmarks import follow, triangulate
 from egomill.kernels.poses import inverse
 from egomill.schemas.config import Depth, Profile
@@ -34,7 +34,6 @@ from egomill.tasks.stage import Stage
 SIDECAR = "sidecar"
 WITHOUT_NETWORK = ("static-median", "none")
 EGO = 448  # px: the release's own size of ego pictures, in which landmarks are looked for
-INVERTED = 1.2  # what surrounds a head lies behind it, by 1.6 and more in simulated and real clips
 UNITS = {1000.0: "millimetres", 100.0: "centimetres", 39.37: "inches", 3.281: "feet", 1e-3: "kilometres"}
 DEPTH_COLUMNS = ("depth_path", "depth_kind", "depth_focal", "depth_files")
 COLUMNS = (*views.EXO_COLUMNS, *views.EGO_COLUMNS, *DEPTH_COLUMNS, "split", "T_world_exo", "T_world_ego", "exo_cam")
@@ -140,8 +139,8 @@ class Estimation:
         low, high = self.recipe.min_head_scale, self.recipe.max_head_scale
         if head is None or hidden(head, low):
             return ""
-        measured = f"the wearer's head has {head.scale:.3g} times its known distance (median of {head.frames} frames)"
-        if low > 0 and head.around < 1 / INVERTED:
+        measured = f"the wearer's head has {head.scale:.4g} times its known distance (median of {head.frames} frames)"
+        if low > 0 and head.around < 1 / STANDS_OUT:
             return f"{measured}, and what surrounds it lies before it: this looks like inverse depth; metres are asked for"
         if low <= head.scale <= high:
             return ""
@@ -175,10 +174,8 @@ class Estimation:
 
 
 def hidden(head: AtHead, low: float) -> bool:
-    """Whether depth at the head may be that of something before it. What stands still so near the lens that the head would be ten times as
-    far is depth in another unit.
-    """
-    return not head.moving and 0.1 < head.scale < low and head.around > 1 / INVERTED
+    """Whether depth at the head may be that of something before it. At a tenth of the head's distance it is depth in another unit."""
+    return not head.clear and 0.1 < head.scale < low and head.around > 1 / STANDS_OUT
 
 
 def _T_exo_ego(clip: dict) -> Tensor:

@@ -142,7 +142,7 @@ def test_true_depth_is_right_at_the_head(seed):
         assert found is not None
         assert found.scale == pytest.approx(1, abs=0.05)
         assert found.around > 1.5
-        assert found.moving
+        assert found.clear
         off = at_head(1.4 * depth, *more)
         assert off is not None
         assert off.scale == pytest.approx(1.4 * found.scale, rel=1e-4)
@@ -159,7 +159,7 @@ def test_a_head_that_is_not_seen_says_nothing():
     assert at_head(depth, static, camera, behind) is None
     still = at_head(depth, torch.ones_like(static), camera, T)
     assert still is not None
-    assert not still.moving
+    assert not still.clear
     hidden = at_head(torch.where(torch.arange(3)[:, None, None] == 1, 0.3, depth), static, camera, T)  # in one frame of three
     assert hidden is not None
     assert hidden.scale == pytest.approx(1, abs=0.05)
