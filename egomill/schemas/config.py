@@ -75,7 +75,7 @@ class Depth(Section):
     relative_error: float = 1e-3
     min_known: float = 0.2
     scale: Literal["as-is", "landmarks"] = "as-is"  # "landmarks": training clips by what their true ego frames show at rest
-    min_head_scale: float = Field(default=0.5, ge=0, allow_inf_nan=False)  # of the depth of the wearer's head over its known distance
+    min_head_scale: float = Field(default=0.5, ge=0, allow_inf_nan=False)  # depth of the head over its known distance, before `scale`
     max_head_scale: float = Field(default=2.0, gt=0, allow_inf_nan=False)
 
 
