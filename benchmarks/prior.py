@@ -1,11 +1,12 @@
 """Our priors beside the shipped ones on the real EgoX clips, from the same depth: how much of the ego disc they cover, and how well
 they match the true view.
 
-    EGOMILL_REAL_DATA=... python benchmarks/prior.py [--page OUT.png] [--every 6] [--json]
+    EGOMILL_REAL_DATA=... python benchmarks/prior.py [--page OUT.png] [--every 6] [--landmarks] [--json]
 
 Colours: the exo and the ego camera differ in exposure and white balance, so that per clip and channel a gain and an offset are fitted
 on the pixels that both priors cover, for each prior by itself. PSNR is taken there. A shipped prior has no mask; what is darker than
-luma 16 counts as empty.
+luma 16 counts as empty. `head_scale` is the depth of the head over its distance; with --landmarks the room is brought to what the true
+view shows at rest first (`depth.scale = "landmarks"`), by the factor `room_scale`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from egomill.kernels.background import accumulate, background_mask
 from egomill.kernels.cameras import Camera, aria_rgb
-from egomill.kernels.depth import pinhole_z_to_range
+from egomill.kernels.depth import at_head, metric_scale, pinhole_z_to_range
 from egomill.kernels.exo_lens import exo_lens
+from egomill.kernels.landmarks import follow, triangulate
 from egomill.kernels.poses import from_rt, inverse
 from egomill.kernels.prior import coverage, render_cloud, room_cloud
 
@@ -82,11 +84,16 @@ def matched(picture: Tensor, truth: Tensor, region: Tensor) -> tuple[Tensor, flo
     return out, float(-10 * torch.log10(error))
 
 
-def measure(clip: Clip, every: int) -> tuple[dict, Tensor]:
+def measure(clip: Clip, every: int, landmarks: bool = False) -> tuple[dict, Tensor]:
     ego, frames = aria_rgb(), slice(0, FRAMES, every)
     start = time.perf_counter()
     static = ~background_mask(clip.exo)
     room = accumulate(clip.exo, clip.range, static)
+    head, scale = at_head(clip.range, static, clip.camera, inverse(clip.T_world_exo) @ clip.T_world_ego), 1.0
+    if landmarks:
+        points = triangulate(torch.from_numpy(follow(clip.truth.numpy(), ego.rays()[1].numpy())), ego, clip.T_world_ego)
+        scale, _ = metric_scale(room.depth.double(), clip.camera, clip.T_world_exo, points)
+        room = room._replace(depth=scale * room.depth)
     cloud = room_cloud(room, clip.camera, clip.T_world_exo)
     prepared = time.perf_counter()
     prior, valid = render_cloud(cloud, ego, clip.T_world_ego[frames])
@@ -98,6 +105,8 @@ def measure(clip: Clip, every: int) -> tuple[dict, Tensor]:
     fitted_shipped, psnr_shipped = matched(shipped, truth, both)
     found = {
         "clip": clip.name,
+        "head_scale": head.scale * scale if head else None,
+        "room_scale": scale,
         "coverage": float(coverage(valid, disc).mean()),
         "coverage_shipped": float(coverage(theirs, disc).mean()),
         "psnr_common": psnr,
@@ -116,13 +125,14 @@ def measure(clip: Clip, every: int) -> tuple[dict, Tensor]:
 def main(
     page: Annotated[Path | None, typer.Option(help="Write exo, shipped prior, ours and the truth side by side to this PNG.")] = None,
     every: Annotated[int, typer.Option(help="Render every n-th frame.")] = 6,
+    landmarks: Annotated[bool, typer.Option(help="Bring the room to points at rest of the true view first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     root = Path(os.environ.get("EGOMILL_REAL_DATA", "")) / "egox"
     if not (root / "meta.json").is_file():
         raise typer.BadParameter("EGOMILL_REAL_DATA does not name a folder with egox/meta.json")
     torch.set_num_threads(1)
-    rows, pages = zip(*(measure(clip, every) for clip in clips(root)), strict=True)
+    rows, pages = zip(*(measure(clip, every, landmarks) for clip in clips(root)), strict=True)
     if page is not None:
         from PIL import Image
 

@@ -74,6 +74,9 @@ class Depth(Section):
     height: int = 224  # px of the stored depth; width follows the exo picture
     relative_error: float = 1e-3
     min_known: float = 0.2
+    scale: Literal["as-is", "landmarks"] = "as-is"  # "landmarks": training clips by what their true ego frames show at rest
+    min_head_scale: float = Field(default=0.5, ge=0, allow_inf_nan=False)  # depth of the head over its known distance, before `scale`
+    max_head_scale: float = Field(default=2.0, gt=0, allow_inf_nan=False)
 
 
 class Priors(Section):

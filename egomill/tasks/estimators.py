@@ -145,9 +145,10 @@ class VideoDepthAnything:
 
 
 def _inverted(inverse: Tensor) -> Tensor:
-    """Depth up to scale from inverse depth up to scale; what is (nearly) at infinity is unknown."""
-    floor = 1e-3 * inverse.amax().clamp_min(1e-12)
-    return torch.where(inverse.isfinite() & (inverse > floor), 1 / inverse.clamp_min(floor), 0)
+    """Depth up to scale from inverse depth up to scale; what is (nearly) at infinity, at the lens or NaN is unknown."""
+    finite = inverse.isfinite()
+    floor = 1e-3 * torch.where(finite, inverse, 0).amax().clamp_min(1e-12)
+    return torch.where(finite & (inverse > floor), 1 / inverse.clamp_min(floor), 0)
 
 
 def _field_of_view(camera: Camera) -> float:

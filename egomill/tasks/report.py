@@ -6,8 +6,10 @@ scored is what lies in the lake.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,7 @@ def render(lake: Lake, tracker: Tracker | None, adapter: str, out: Path | str, r
         clips=[_clip(lake, row, shown, names) for row in held_out],
         hidden=hidden,
         stages=runs.stage_table(lake),
+        head_scale=_head_scale(lake),
         failures=[{**f, "meaning": REASONS.get(f["reason"], ""), "summary": _last_line(f["detail"])} for f in failures[:FAILURES]],
         more_failures=max(0, len(failures) - FAILURES),
         lineage=_lineage(lake, tracker, spec),
@@ -124,14 +127,16 @@ def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> di
     prior = lake.rows("priors", [key], ["video", "valid"])[0]
     holes, valid, filled = views.read_prior(clip, prior)
     made = {r["adapter"]: r for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"]) if r["adapter"] in shown}
-    depth = lake.rows("depth", [key], ["depth"])
+    depth = lake.rows("depth", [key], ["depth", "head_scale"])
     disc = views.ego_disc(clip)
     videos = [("exo", exo, True), ("prior", sheets.show_holes(holes, valid | ~disc), False), ("prior, filled", filled, False)]
     videos += [(names[a], video.decode(made[a]["video"]), False) for a in shown if a in made]
     videos.append(("truth", truth, False))
     pictures = []
     if depth:
-        pictures.append(("depth, middle frame", sheets.depth_picture(unpack_depth(depth[0]["depth"])[clip["frames"] // 2]), True))
+        scale = depth[0]["head_scale"]
+        at_head = f"; the head at {scale:.2f} times its distance" if scale else ""
+        pictures.append((f"depth, middle frame{at_head}", sheets.depth_picture(unpack_depth(depth[0]["depth"])[clip["frames"] // 2]), True))
     pictures.append((f"prior's coverage, {valid[:, disc].mean():.0%} of the disc", sheets.coverage_picture(valid, disc), False))
     rows = [r for r in lake.rows("scores", [key], ["clip_id", "adapter", "metric", "value"]) if r["adapter"] in shown]
     scores = {a: {r["metric"]: r["value"] for r in rows if r["adapter"] == a} for a in shown}
@@ -147,6 +152,19 @@ def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> di
         "pictures": [{"name": n, "wide": w, "src": sheets.data_uri(sheets.png(p), "image/png")} for n, p, w in pictures],
         "scores": {a: v for a, v in scores.items() if v},
     }
+
+
+def _head_scale(lake: Lake) -> dict:
+    """What all clips' depth says of the wearer's head, and which say it a quarter off and more, the furthest first; empty without depth."""
+    rows = lake.read("depth", ["clip_id", "head_scale"]).to_pylist()
+    seen = {r["clip_id"]: r["head_scale"] for r in rows if r["head_scale"]}
+    if not seen:
+        return {}
+    values = sorted(seen.values())
+    off = {key: abs(math.log(value)) for key, value in seen.items()}
+    apart = sorted(((key, value) for key, value in seen.items() if off[key] > math.log(1.25)), key=lambda row: (-off[row[0]], row[0]))
+    told = {"seen": len(seen), "unseen": len(rows) - len(seen), "median": median(values), "low": values[0], "high": values[-1]}
+    return {**told, "apart": apart}
 
 
 def _metric_keys(comparison: dict) -> list[str]:

@@ -4,7 +4,9 @@ Two kinds are known. "range" is what the simulator writes: an .npz with `static_
 nothing moves), metres along the ray; it brings the true dynamic mask. "pinhole-z" is EgoX's: a folder with one .npy a frame, z-depth that
 networks estimated as if the picture were a pinhole's.
 
-Depth is sampled at the nearest pixel: an average over an edge is the depth of nothing.
+Depth is sampled at the nearest pixel: an average over an edge is the depth of nothing. Unknown is 0 or infinity (MoGe writes that where
+its mask ends, renderers where a ray leaves the scene). NaN is refused: some sensors mean "unknown" by it, but what networks and
+conversions leave behind them when they break looks the same (our reading).
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class _Bad(Exception):
 def read(clip: dict, camera: Camera) -> Sidecar | Rejected | None:
     """The clip's depth at the exo `camera`'s size (the clip's exo camera, rescaled). None where no depth lies on disk.
 
-    Rejected: depth_sidecar_invalid (kind, shape, dtype, missing frames, NaN or negative numbers), depth_empty (nothing known).
+    Rejected: depth_sidecar_invalid (kind, shape, dtype, missing frames, NaN or negative numbers), depth_empty (nothing known),
+    depth_scale (what moves lies behind what stands still).
     """
     if not clip["depth_path"]:
         return None
@@ -113,6 +116,9 @@ def _range(path: Path, numbers: ndarray, at: Nearest) -> Sidecar:
         near = at(arrays.pictures("dynamic_depth", numbers, video.MAX_PIXELS)).astype(np.float32)
     if np.isnan(near).any() or (near < 0).any():
         raise _Bad("dynamic_depth holds NaN or negative numbers")
+    moving = np.isfinite(near) & (near > 0) & (depth > 0)
+    if moving.any() and (near > 1.2 * depth)[moving].mean() > 0.9:
+        raise Bad("depth_scale", f"{path.name}: what moves lies behind what stands still, as in inverse depth; metres are asked for")
     dynamic = np.isfinite(near) & (near > 0) & ((near < depth) | (depth == 0))
     return Sidecar(np.where(dynamic, near, depth), dynamic)
 
@@ -122,9 +128,11 @@ def _pinhole(folder: Path, numbers: ndarray, at: Nearest) -> ndarray:
 
 
 def _checked(array: ndarray, name: str) -> ndarray:
-    """One depth picture as float32. 0 is unknown; NaN, inf and negative depth are faults."""
+    """One depth picture as float32, 0 where unknown (0 or infinite). NaN and negative depth are faults."""
     if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
         raise _Bad(f"{name} is {array.dtype} {array.shape}, not a picture of depths")
-    if not np.isfinite(array).all() or (array < 0).any():
-        raise _Bad(f"{name} holds numbers that are not finite, or negative")
-    return array.astype(np.float32)
+    if np.isnan(array).any() or (array < 0).any():
+        raise _Bad(f"{name} holds NaN or negative numbers; unknown depth is 0 or infinite")
+    with np.errstate(over="ignore"):
+        metres = array.astype(np.float32)
+    return np.where(np.isinf(metres), np.float32(0), metres)

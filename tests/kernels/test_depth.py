@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from egomill.kernels.depth import Alignment, align, metric_scale
+from egomill.kernels.cameras import Camera
+from egomill.kernels.depth import Alignment, align, at_head, metric_scale
+from egomill.scenes.clip import sample_clip
 
 FRAMES, HEIGHT, WIDTH = 49, 112, 196
 ALPHA, BETA = 2.0, 0.05
@@ -113,8 +115,6 @@ def test_bad_calls():
 
 
 def test_metric_scale_from_landmarks():
-    from egomill.kernels.cameras import Camera
-
     camera = Camera("pinhole", (100.0, 100.0, 63.5, 63.5), 128, 128)
     rays, _ = camera.rays()
     depth = 2 + torch.rand(128, 128, generator=torch.Generator().manual_seed(0))
@@ -124,3 +124,42 @@ def test_metric_scale_from_landmarks():
     assert scale == pytest.approx(1.3, rel=0.02)
     assert support < len(landmarks)
     assert metric_scale(depth, camera, torch.eye(4), landmarks[:5]) == (1.0, 0)
+    landmarks = landmarks * torch.linspace(-1.2, 1.2, len(landmarks))[:, None].exp()  # no factor for most of them
+    assert metric_scale(depth, camera, torch.eye(4), landmarks) == (1.0, 0)
+
+
+def heads(seed: int, view: int, frames: int = 1):
+    clip = sample_clip(seed, frames, fps=2.0, exo_size=(224, 128), ego_size=16, exo_index=view)
+    T_exo_ego = torch.from_numpy(clip.T_world_exo).inverse() @ torch.from_numpy(clip.T_world_ego)
+    return torch.from_numpy(clip.exo_depth), torch.from_numpy(~clip.exo_dynamic), clip.exo_camera, T_exo_ego
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_true_depth_is_right_at_the_head(seed):
+    for view in range(4):
+        depth, *more = heads(seed, view)
+        found = at_head(depth, *more)
+        assert found is not None
+        assert found.scale == pytest.approx(1, abs=0.05)
+        assert found.around > 1.5
+        assert found.clear
+        off = at_head(1.4 * depth, *more)
+        assert off is not None
+        assert off.scale == pytest.approx(1.4 * found.scale, rel=1e-4)
+
+
+def test_a_head_that_is_not_seen_says_nothing():
+    depth, static, camera, T = heads(0, 0, frames=3)
+    assert at_head(torch.zeros_like(depth), static, camera, T) is None
+    aside = T.clone()
+    aside[:, 0, 3] += 30
+    assert at_head(depth, static, camera, aside) is None
+    behind = T.clone()
+    behind[:, 2, 3] *= -1
+    assert at_head(depth, static, camera, behind) is None
+    still = at_head(depth, torch.ones_like(static), camera, T)
+    assert still is not None
+    assert not still.clear
+    hidden = at_head(torch.where(torch.arange(3)[:, None, None] == 1, 0.3, depth), static, camera, T)  # in one frame of three
+    assert hidden is not None
+    assert hidden.scale == pytest.approx(1, abs=0.05)

@@ -13,9 +13,9 @@ from egomill.schemas.tensors import pack
 from egomill.tasks import video
 
 
-def scene_row(folder: Path, seed: int = 3, frames: int = 5) -> tuple[dict, SceneClip]:
+def scene_row(folder: Path, seed: int = 3, frames: int = 5, ego_size: int = 128) -> tuple[dict, SceneClip]:
     """A row of `clips` whose videos and range sidecar lie in `folder`, and the scene's clip itself."""
-    clip = sample_clip(seed, frames, fps=5.0, exo_size=(224, 128), ego_size=128)
+    clip = sample_clip(seed, frames, fps=5.0, exo_size=(224, 128), ego_size=ego_size)
     (folder / "exo.mp4").write_bytes(video.encode(clip.exo, 5.0, lossless=True))
     (folder / "ego.mp4").write_bytes(video.encode(clip.ego, 5.0, lossless=True))
     static = np.where(clip.exo_dynamic, np.inf, clip.exo_depth).min(axis=0)
@@ -29,6 +29,7 @@ def row(folder: Path, exo: Camera, ego: Camera, T_world_exo: np.ndarray, T_world
     return {
         "clip_id": "take.cam01.0",
         "root": str(folder),
+        "split": "train",
         "exo_cam": "cam01",
         "exo_video": "exo.mp4",
         "ego_video": "ego.mp4",

@@ -18,8 +18,8 @@ from egomill.kernels.poses import from_rt, inverse
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import MADE, TABLES
-from egomill.schemas.tensors import unpack, unpack_depth
-from egomill.tasks import depth, directions, priors, video, views
+from egomill.schemas.tensors import pack, unpack, unpack_depth
+from egomill.tasks import depth, directions, estimators, priors, video, views
 
 
 def make(stage, **tables) -> dict:
@@ -88,7 +88,7 @@ def test_without_temporal_estimate_nothing_is_fitted(scene):
 
 def test_networks_stand_in_for_the_sidecar(scene, tmp_path):
     mono, relative = tiny_depth_anything(tmp_path / "mono", "metric"), tiny_depth_anything(tmp_path / "relative", "relative")
-    settings = [f"depth.monocular={mono}", "depth.height=64", "depth.mask=background"]
+    settings = [f"depth.monocular={mono}", "depth.height=64", "depth.mask=background", "depth.min_head_scale=0", "depth.max_head_scale=1e9"]
     stage = depth.stage(Profile.load("local", settings))
     made = make(stage, clips=scene[0] | {"depth_path": ""})
     estimator = json.loads(made["estimator"])
@@ -183,6 +183,106 @@ def test_the_released_geometry_by_name(profile, scene, made):
     assert 5 < np.degrees(np.arccos(cosines.clip(-1, 1))).mean() < 20  # kernels/test_directions_released.py measures it
 
 
+def test_depth_knows_its_scale_at_the_head(made):
+    assert made["head_scale"] == pytest.approx(1, abs=0.05)
+    assert json.loads(made["estimator"])["scale"] == {"factor": 1.0, "landmarks": 0}
+
+
+def spoilt(scene, edit, name: str = "spoilt") -> dict:
+    """The scene's clip with other numbers in the place of its depth."""
+    folder = Path(scene[0]["root"]) / name
+    folder.mkdir(exist_ok=True)
+    for frame, picture in enumerate(scene[1].exo_depth):
+        np.save(folder / f"{frame:05d}.npy", edit(picture.astype(np.float32)))
+    return scene[0] | {"depth_path": name, "depth_kind": "pinhole-z"}
+
+
+def inverted(depth: np.ndarray) -> np.ndarray:
+    return np.where(depth > 0, 1 / np.maximum(depth, 1e-3), 0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda d: 1000 * d, "millimetres"),
+        (lambda d: 100 * d, "centimetres"),
+        (lambda d: d / 0.0254, "inches"),
+        (lambda d: d / 0.3048, "feet"),
+        (lambda d: d / 1000, "kilometres"),
+        (inverted, "inverse depth"),
+        (lambda d: 3.7 * inverted(d), "inverse depth"),  # relative inverse depth: by chance of the right size at the head
+        (lambda d: 0.3 * d, "0.5 to 2 are accepted"),
+    ],
+)
+@pytest.mark.parametrize("mask", ["sidecar-or-background", "none"])
+def test_depth_in_another_unit_is_refused_by_its_name(scene, edit, said, mask):
+    worker = depth.stage(Profile.load("local", ["depth.height=64", f"depth.mask={mask}"])).worker()
+    result = worker({"clips": spoilt(scene, edit)})
+    if mask == "none" and said.startswith("0.5"):  # where nothing is known to move, something may stand before the head
+        assert isinstance(result, dict)
+        assert result["head_scale"] is None
+        return
+    assert isinstance(result, Rejected)
+    assert result.reason == "depth_scale"
+    assert said in result.detail
+
+
+def test_inverse_depth_in_an_archive_is_refused_by_its_name(scene):
+    with np.load(Path(scene[0]["root"]) / "depth.npz") as arrays:
+        inverse = {"static_depth": inverted(arrays["static_depth"]), "dynamic_depth": 1 / arrays["dynamic_depth"]}
+    np.savez(Path(scene[0]["root"]) / "inverse.npz", **inverse)
+    result = depth.stage(Profile.load("local", ["depth.height=64"])).worker()({"clips": scene[0] | {"depth_path": "inverse.npz"}})
+    assert isinstance(result, Rejected)
+    assert result.reason == "depth_scale"
+    assert "inverse depth" in result.detail
+
+
+def test_depth_that_is_off_by_less_is_kept_and_said(scene):
+    made = make(depth.stage(Profile.load("local", ["depth.height=64"])), clips=spoilt(scene, lambda d: 1.4 * d))
+    assert made["head_scale"] == pytest.approx(1.4, rel=0.05)
+    strict = depth.stage(Profile.load("local", ["depth.height=64", "depth.max_head_scale=1.25"])).worker()
+    result = strict({"clips": spoilt(scene, lambda d: 1.4 * d)})
+    assert isinstance(result, Rejected)
+    assert result.reason == "depth_scale"
+
+
+def test_a_head_behind_what_stands_still_or_out_of_the_picture_refuses_nothing(scene):
+    profile, clip = Profile.load("local", ["depth.height=64", "depth.mask=background"]), scene[1]
+    shelf = np.full_like(clip.exo_depth[0], 0.6)
+    np.savez(Path(scene[0]["root"]) / "shelf.npz", static_depth=shelf)
+    still = np.repeat(clip.exo[:1], len(clip.exo), axis=0)
+    (Path(scene[0]["root"]) / "still.mp4").write_bytes(video.encode(still, 5.0, lossless=True))
+    assert make(depth.stage(profile), clips=scene[0] | {"depth_path": "shelf.npz", "exo_video": "still.mp4"})["head_scale"] is None
+    aside = unpack(scene[0]["T_world_ego"]).copy()
+    aside[:, :3, 3] = clip.T_world_exo[:3, 3] - 5 * clip.T_world_exo[:3, 2]  # behind the exo camera
+    assert make(depth.stage(profile), clips=scene[0] | {"T_world_ego": pack(aside)})["head_scale"] is None
+
+
+def test_depth_of_which_nothing_is_known_is_empty(scene, monkeypatch):
+    monkeypatch.setattr(estimators, "revision", lambda *_: "r")
+    monkeypatch.setattr(estimators, "load", lambda *_, **__: lambda frames, camera: np.zeros(frames.shape[:3], np.float32))
+    worker = depth.stage(Profile.load("local", ["depth.height=64", "depth.monocular=network"])).worker()
+    result = worker({"clips": scene[0] | {"depth_path": ""}})
+    assert isinstance(result, Rejected)
+    assert result.reason == "depth_empty"
+
+
+def test_a_training_clips_room_is_brought_to_its_size_by_its_true_ego_frames(tmp_path):
+    scene = scene_row(tmp_path, seed=5, frames=10, ego_size=256)
+    off, profile = spoilt(scene, lambda d: 1.4 * d), Profile.load("local", ["depth.height=128", "depth.scale=landmarks"])
+    made = make(depth.stage(profile), clips=off)
+    scale = json.loads(made["estimator"])["scale"]
+    assert scale["factor"] == pytest.approx(1 / 1.4, rel=0.05)
+    assert scale["landmarks"] >= 20
+    assert made["head_scale"] == pytest.approx(1, abs=0.1)
+    held_out = make(depth.stage(profile), clips=off | {"split": "test", "ego_video": "none.mp4"})  # its truth is not looked at
+    assert json.loads(held_out["estimator"])["scale"] == {"factor": 1.0, "landmarks": 0}
+    assert held_out["head_scale"] == pytest.approx(1.4, rel=0.05)
+    result = depth.stage(profile).worker()({"clips": off | {"ego_video": "none.mp4"}})
+    assert isinstance(result, Rejected)
+    assert result.reason == "video_undecodable"
+
+
 def real_row(root: Path, index: int) -> dict:
     entry = json.loads((root / "meta.json").read_text())["test_datasets"][index]
     k, size = np.array(entry["camera_intrinsics"]), (224, 128)
@@ -202,3 +302,16 @@ def test_the_prior_of_real_footage_lies_on_the_true_ego_view(real_data, index):
     pictures, valid, truth = video.decode(prior["video"]), unpack(prior["valid"]), views.read_ego(clip)
     here = apart(pictures, valid, truth, 0, 0)
     assert all(apart(pictures, valid, truth, dx, dy) > here for dx, dy in ((5, 0), (-5, 0), (0, 5), (0, -5)))
+
+
+@pytest.mark.parametrize(("index", "at_head", "room"), [(0, 1.05, 1.11), (1, 1.4, 1.06), (2, 1.09, 1.11)])
+def test_what_real_depth_says_at_the_head_and_of_the_room(real_data, index, at_head, room):
+    """Networks' depth is off by up to 0.4 at the head, and less in the room: the head is for refusing, landmarks are for scaling."""
+    entry = json.loads((real_data / "egox" / "meta.json").read_text())["test_datasets"][index]
+    poses = inverse(from_rt(torch.tensor(entry["ego_extrinsics"], dtype=torch.float64))).numpy()[:49:3]
+    clip = real_row(real_data / "egox", index) | {"T_world_ego": pack(poses), "frames": len(poses), "stride": 3}
+    made = make(depth.stage(Profile.load("local", ["depth.scale=landmarks"])), clips=clip)
+    scale = json.loads(made["estimator"])["scale"]
+    assert scale["factor"] == pytest.approx(room, rel=0.07)
+    assert scale["landmarks"] >= 20
+    assert made["head_scale"] / scale["factor"] == pytest.approx(at_head, rel=0.07)

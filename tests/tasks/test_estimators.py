@@ -177,3 +177,8 @@ def test_an_unknown_network_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="no depth network known"):
         estimators.load(str(tmp_path))
+
+
+def test_inverse_depth_without_end_is_unknown_and_takes_nothing_else_with_it():
+    inverse = torch.tensor([0.5, 2.0, torch.inf, torch.nan, 0.0, -1.0])
+    assert estimators._inverted(inverse).tolist() == [2.0, 0.5, 0, 0, 0, 0]

@@ -125,3 +125,20 @@ def test_a_glimpse_creates_nothing_and_cannot_write(tmp_path):
         glimpse.upsert("captions", [{"clip_id": "a"}])
     Lake(glimpse.uri).commit("captions", captions(Lake(glimpse.uri), {"a": "1"}))
     assert content(glimpse) == {"a": "1"}
+
+
+def test_a_table_of_an_earlier_release_reads_as_null_and_gets_the_column_when_written(tmp_path, monkeypatch):
+    lake, whole = Lake(str(tmp_path)), TABLES["depth"]
+    with monkeypatch.context() as earlier:
+        earlier.setitem(TABLES, "depth", whole.remove(whole.get_field_index("head_scale")))
+        lake.upsert("depth", [{"clip_id": "a", "known": 0.5}, {"clip_id": "b", "known": 0.5}])
+    before = lake.version("depth")
+    assert lake.read("depth", ["head_scale", "clip_id"]).to_pylist() == [{"clip_id": k, "head_scale": None} for k in "ab"]
+    assert lake.rows("depth", ["b"], ["clip_id", "head_scale"]) == [{"clip_id": "b", "head_scale": None}]
+    assert lake.version("depth") == before  # a question writes nothing
+    lake.upsert("depth", [{"clip_id": "b", "known": 0.7, "head_scale": 1.4}, {"clip_id": "c", "known": 0.7, "head_scale": 0.9}])
+    lake.compact("depth")
+    found = {r["clip_id"]: (r["known"], r["head_scale"]) for r in lake.read("depth").to_pylist()}
+    assert found == {"a": (0.5, None), "b": (0.7, 1.4), "c": (0.7, 0.9)}
+    assert "head_scale" not in lake.read("depth", version=before).column_names
+    assert lake.read("depth", ["head_scale"], version=before)["head_scale"].to_pylist() == [None, None]

@@ -68,6 +68,13 @@ def test_page_says_what_was_made_and_nothing_leads_outside(page):
     assert "https://" not in text
 
 
+def test_depth_that_is_off_at_the_head_is_shown(page):
+    text = page.read_text()
+    assert "median 1.40 over 5 clips (never seen in 1)" in text
+    assert "A quarter off and more: 5, furthest <code>take" in text
+    assert "the head at 1.40 times its distance" in text
+
+
 def test_every_video_loads_in_chromium(page):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

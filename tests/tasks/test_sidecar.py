@@ -68,6 +68,25 @@ def test_pinhole_depth_of_a_fisheye_picture_is_range_in_the_told_focal_length(cl
     assert np.allclose(flat.depth[0, 16, 32], found.depth[0, 16, 32], rtol=0.02)
 
 
+def test_infinity_is_unknown_as_zero_is(clip, tmp_path):
+    holes = np.where(STILL > 5, np.inf, STILL)
+    ranges(tmp_path, static=holes)
+    found = sidecar.read(clip, EXO)
+    assert isinstance(found, sidecar.Sidecar)
+    assert np.array_equal(found.depth[0], np.where(STILL > 5, 0, STILL))
+    (tmp_path / "z").mkdir()
+    for n in (0, 2, 4):
+        np.save(tmp_path / "z" / f"{n:05d}.npy", holes.astype(np.float16))
+    told = clip | {"depth_path": "z", "depth_kind": "pinhole-z"}
+    found = sidecar.read(told, EXO)
+    assert isinstance(found, sidecar.Sidecar)
+    assert np.array_equal(found.depth[1] > 0, STILL <= 5)
+    ranges(tmp_path, static=np.full_like(STILL, 1e39, np.float64))  # beyond float32
+    empty = sidecar.read(clip, EXO)
+    assert isinstance(empty, Rejected)
+    assert empty.reason == "depth_empty"
+
+
 def test_no_depth_is_none(clip):
     assert sidecar.read(clip | {"depth_path": ""}, EXO) is None
 
@@ -76,6 +95,8 @@ def test_no_depth_is_none(clip):
     ("change", "static", "moving", "reason"),
     [
         ({}, np.zeros((32, 64), np.float32), None, "depth_empty"),
+        ({}, np.full_like(STILL, np.inf), None, "depth_empty"),
+        ({}, np.where(STILL > 1, STILL, -np.inf), None, "depth_sidecar_invalid"),
         ({}, STILL.astype(int), None, "depth_sidecar_invalid"),
         ({}, STILL[0], None, "depth_sidecar_invalid"),
         ({}, np.where(STILL > 1, STILL, np.nan), None, "depth_sidecar_invalid"),

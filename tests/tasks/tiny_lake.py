@@ -92,6 +92,7 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2, source:
         )
         ones = np.ones(FRAMES, np.float32)
         fit = {"alpha": pack(ones), "beta": pack(0 * ones), "inliers": pack(ones), "estimator": "exact", "known": 1.0}
+        fit["head_scale"] = 1.4 if i else None
         tables["depth"].append({**made, "clip_id": key, "depth": pack_depth(depth), "static": pack(static), **fit})
         covered = float(valid.float().mean())
         stored = video.encode(prior.numpy(), FPS, lossless=True)
