@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from egomill.schemas.tensors import unpack
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Lake, intact
 
 LATENTS = ("exo", "prior", "ego", "cover", "text", "image")
 DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
@@ -64,16 +64,16 @@ class Samples:
         return len(self.clips)
 
     def get(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Each sample's columns of latents and directions as tensors on the CPU; `image` is left out where the base takes none."""
+        """Each sample's columns of latents and directions as tensors on the CPU; `image` is left out where the base takes none. Damaged
+        where a row is not what was committed."""
         wanted = [self.clips[i] for i in indices]
         missing = sorted(set(wanted) - set(self._cache))
         if missing:
             rows: dict[str, dict] = {clip: {} for clip in missing}
-            at, where = self.versions, f"model = '{self.model}'"
-            for row in self.lake.rows("latents", missing, ("clip_id", *LATENTS), at["latents"], where):
-                rows[row["clip_id"]] |= row
-            for row in self.lake.rows("directions", missing, ("clip_id", *DIRECTIONS), at["directions"]):
-                rows[row["clip_id"]] |= row
+            for table, where in (("latents", f"model = '{self.model}'"), ("directions", "")):
+                for row in self.lake.rows(table, missing, None, self.versions[table], where):
+                    intact(table, row)
+                    rows[row["clip_id"]] |= row
             for clip, row in rows.items():
                 tensors = {c: torch.from_numpy(unpack(row[c])) for c in (*LATENTS, *DIRECTIONS) if row.get(c)}
                 self._cache[clip] = tensors
