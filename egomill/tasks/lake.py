@@ -40,7 +40,7 @@ from lance.fragment import FragmentMetadata, LanceFragment, write_fragments  # n
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem  # noqa: E402
 
 from egomill.schemas.fingerprint import content_of, digest  # noqa: E402
-from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, take_of  # noqa: E402
+from egomill.schemas.tables import KEYS, MADE, NO_CONTENT, TABLES, take_of  # noqa: E402
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files of no version for a dead writer's
@@ -102,7 +102,8 @@ class Lake:
         except BaseException as error:
             if isinstance(error, Damaged) or not (isinstance(error, (ValueError, OSError)) or type(error).__name__ == "PanicException"):
                 raise
-            at, said = "" if version is None else f" at version {version}", (str(error).splitlines() or [""])[0].split(", /")[0]
+            at = "" if version is None else f" at version {version}"
+            said = (str(error).splitlines() or [""])[0].split(", /")[0].removeprefix("External error: ").removeprefix("LanceError(IO): ")
             raise Damaged(
                 f"table {table}{at} of {self.uri} cannot be read: {said[:300]}. Where the disk or the store is well again, "
                 f"`egomill repair --lake {self.uri}` mends the table"
@@ -300,11 +301,18 @@ class Lake:
             found |= {f"data/{file.path}": file.file_size_bytes for file in fragment.data_files()}
             if deleted := fragment.deletion_file():
                 found[deleted] = None
+        return found | dict.fromkeys(self._of_indices(data, table))
+
+    def _of_indices(self, data: lance.LanceDataset, table: str) -> dict[str, str]:
+        """{path: what is wrong with its index, or ""} of the files of all indices. Of an index Lance knows how large it is as a whole."""
         store, root = self._store(table)
-        for uuid in {segment.uuid for index in data.describe_indices() for segment in index.segments}:
-            for file in store.get_file_info(FileSelector(f"{root}/_indices/{uuid}", allow_not_found=True, recursive=True)):
-                if file.type == FileType.File:
-                    found[file.path.removeprefix(f"{root}/")] = file.size
+        found = {}
+        for segment in (segment for index in data.describe_indices() for segment in index.segments):
+            folder = f"_indices/{segment.uuid}"
+            files = store.get_file_info(FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
+            sizes = {file.path.removeprefix(f"{root}/"): file.size for file in files if file.type == FileType.File}
+            wrong = "" if sum(sizes.values()) == (segment.size_bytes or 0) else f"{sum(sizes.values())} bytes, not {segment.size_bytes}"
+            found |= dict.fromkeys(sizes or [folder], wrong)
         return found
 
     def holders(self, table: str) -> dict[str, int]:
@@ -319,8 +327,8 @@ class Lake:
         """{path: what is wrong} of files that a version stands on and that are gone or of another size. Reads none."""
         store, root = self._store(table)
         sizes = self.files_of(table, version)
+        found = {path: wrong for path, wrong in self._of_indices(self.open(table, version), table).items() if wrong}
         there = store.get_file_info([f"{root}/{path}" for path in sizes])
-        found = {}
         for (path, size), file in zip(sizes.items(), there, strict=True):
             if file.type != FileType.File:
                 found[path] = "gone"
@@ -512,8 +520,9 @@ def one_of(column: str, values: Iterable[Any]) -> str:
 
 def intact(table: str, row: dict) -> None:
     """Damaged where the values of a row, all columns of it, are not those that were committed."""
-    told = row.get("content")
-    if told and table != "takes" and told != content_of(row, NO_CONTENT):  # a take's `content` is not of all its columns
+    if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
+        return  # a take's `content` is not of all its columns
+    if row["content"] != content_of(row, NO_CONTENT):
         name = " ".join(str(row[key]) for key in KEYS[table])
         raise Damaged(f"row {name} of table {table} is not what was committed: `egomill repair` makes it pending again")
 

@@ -44,12 +44,12 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
     broken = [f"{k}: {v}" for k, v in checks.items() if v != "passed"]
     if broken:
         raise ValueError(f"release {name!r} refused: {'; '.join(broken)}")
+    known = (file_digests(lake, last["name"]) if last else None) or {}
+    files = {t: {path: known.get(t, {}).get(path) or lake.sha256(t, path) for path in lake.files_of(t, v)} for t, v in tables.items()}
+    if gone := [f"{t}.lance/{path}" for t, found in files.items() for path, sha256 in found.items() if not sha256]:
+        raise Damaged(f"release {name!r} refused: {', '.join(gone)} of {lake.uri} cannot be read: `egomill repair`, then rebuild")
     for table, version in tables.items():
         lake.tag(table, version, f"release-{name}")
-    known = file_digests(lake, last["name"]) if last else None
-    files = {
-        t: {path: (known or {}).get(t, {}).get(path) or lake.sha256(t, path) for path in lake.files_of(t, v)} for t, v in tables.items()
-    }
     lake.note(_place(name), json.dumps({"files": files, "digest": digest(files)}))
     row = {
         "name": name,

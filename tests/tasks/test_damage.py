@@ -159,12 +159,24 @@ def test_files_that_are_gone_or_cut_are_named_at_once_and_their_rows_made_again(
     assert len(rest) == len(before) - answer["mended"][0]["rows"] == 3
     assert told(lake, "status")[0] == 0
     assert verbs.repair(lake.uri)["mended"] == []
-    with pytest.raises(ValueError, match="was withdrawn on .*: damaged on disk"):
+    with pytest.raises(ValueError, match=r"was withdrawn on .*: damaged on disk"):
         releases.get(lake, "first")
     stage = Stage("latents", {"clips": ("fps",)}, {}, dict, constants={"model": "m"})
     if table == "latents":
         states = pending(stage, lake).to_pylist()
         assert {row["key"] for row in states if row["made"] is None} == set(before) - set(rest)
+
+
+def test_no_release_is_published_of_a_table_whose_file_is_gone(lake):
+    add(lake, "depth", [{"clip_id": c, "known": 1.0} for c in CLIPS])
+    (path,) = files(lake, "depth")
+    good = path.read_bytes()
+    with path.open("wb"):
+        pass
+    with pytest.raises(Damaged, match="egomill repair"):
+        releases.publish(lake, "r", Profile.load("local"), "second")
+    path.write_bytes(good)
+    assert releases.publish(lake, "r", Profile.load("local"), "second")[1]
 
 
 def test_a_flipped_bit_that_no_value_shows_is_mended_too(lake):
