@@ -9,7 +9,7 @@ from prefect import flow
 from egomill.flows.steps import announce, do, make, say
 from egomill.schemas.config import Profile
 from egomill.tasks import captions, clips, depth, directions, forget, ingest, latents, priors, releases, sources
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Lake, ask
 from egomill.tasks.runs import recorded
 from egomill.tasks.stage import Item, Stage
 
@@ -60,6 +60,7 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
 def publish(lake: str, profile: str, settings: list[str], name: str) -> tuple[dict, bool]:
     """Publish the tables as they stand, as a run of its own. Returns the release and whether it is new."""
     settings_ = Profile.load(profile, settings)
+    ask(lake)
     with recorded(Lake(lake), "rebuild", settings_) as run:
         published, new = releases.publish(run.lake, run.id, settings_, name)
         run.release_out = published["name"]

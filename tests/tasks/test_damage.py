@@ -123,6 +123,14 @@ def test_no_training_and_no_stage_takes_a_row_with_a_flipped_bit(lake):
     assert refused > 60
 
 
+def test_a_column_that_came_after_a_row_is_no_damage():
+    row = as_stored("depth", [{"clip_id": "c", "estimator": "e"}])[0]
+    before = {name: value for name, value in row.items() if name not in ("known", "alpha")}
+    lakes.intact("depth", {**row, "content": content_of(before, NO_CONTENT)})
+    with pytest.raises(Damaged):
+        lakes.intact("depth", {**row, "estimator": "f", "content": content_of(before, NO_CONTENT)})
+
+
 def test_a_damaged_row_is_named_with_what_to_do(lake):
     (row,) = lake.rows("latents", CLIPS[:1])
     lake.upsert("latents", [{**row, "exo": pack(np.zeros((2, 8, 8), np.float16))}])
