@@ -219,7 +219,7 @@ def report(
 @app.command()
 def housekeeping(
     lake: Lake = "lake",
-    days: Annotated[float, typer.Option(min=0, help="How long versions that no release names stay. 0 only where nothing else runs.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0, help="How long versions that no release names stay after they were replaced.")] = 7.0,
     json_: Json = False,
 ) -> None:
     """Merge small files, index keys, delete old versions that no release names and what crashed writers left; say what was freed."""

@@ -501,7 +501,9 @@ class Glimpse(Lake):
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError(f"{self.uri} is only looked at")
 
-    write_fragments = commit = upsert = tag = compact = index = clean = untag = relabel = purge = note = drop_note = _refuse
+    write_fragments = commit = upsert = tag = compact = index = clean = untag = relabel = purge = note = drop_note = drop = drop_indices = (
+        step_back
+    ) = _refuse
 
 
 def ask(uri: str) -> Glimpse:
