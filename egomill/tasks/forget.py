@@ -53,11 +53,17 @@ def find(lake: Lake, take: str) -> Take:
         if len(uids) > 1:
             raise ValueError(f"several takes are named {take}: {', '.join(sorted(uids))}; say which uid")
         if uids:
-            told = [names.pop(uids[0]), *names, *names.values()]
-            return Take(uids[0], told[0], " ".join((*told[1:], *TABLES, *(column for table in TABLES.values() for column in table.names))))
+            return Take(uids[0], names[uids[0]], _others(lake, uids[0], rows))
     if lake.rows("failures", [take], ["key"]) or lake.rows("forgotten", [digest(take)], ["take"]):
-        return Take(take, "", "")
+        return Take(take, "", _others(lake, take, []))
     raise ValueError(f"no take {take!r} in {lake.uri}")
+
+
+def _others(lake: Lake, uid: str, more: list[dict]) -> str:
+    """Uids and names of other takes, now and in `more` rows, and the words that every lake holds."""
+    rows = [*lake.read("takes", ["take_uid", "take_name"]).to_pylist(), *more]
+    words = [word for row in rows if row["take_uid"] != uid for word in row.values() if word]
+    return " ".join((*words, *TABLES, *(column for table in TABLES.values() for column in table.names)))
 
 
 @dataclass(frozen=True)

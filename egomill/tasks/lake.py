@@ -170,11 +170,11 @@ class Lake:
         files = {f.files[0].path for f in new}
         for attempt in range(_ATTEMPTS):
             data = self.open(table)
-            self._refuse_forgotten(table, keys, files)  # after the version was read: see `fence`
             with self._readable(table):
                 present, suspects = _look(data, table, keys)
             if new and files & set(present.values()):
                 return data.version
+            self._refuse_forgotten(table, keys, files)  # after the version was read: see `fence`
             if new and attempt == 0 and not self._usable(table, files, written):
                 raise ValueError(f"table {table}: files written over {FRESH_DAYS} days ago, or gone: write them again")
             with self._readable(table):

@@ -19,7 +19,7 @@ from egomill.schemas.tensors import pack
 from egomill.tasks import lake as lakes
 from egomill.tasks import releases, repair
 from egomill.tasks.lake import Damaged, Lake
-from egomill.tasks.samples import Samples
+from egomill.tasks.samples import Samples, clips_of
 from egomill.tasks.stage import Stage, handed, pending, read_rows
 
 CLIPS = [f"take{t}.cam01.{i:06d}" for t in range(2) for i in range(3)]
@@ -136,6 +136,14 @@ def test_a_damaged_row_is_named_with_what_to_do(lake):
     lake.upsert("latents", [{**row, "exo": pack(np.zeros((2, 8, 8), np.float16))}])
     with pytest.raises(Damaged, match=rf"row {CLIPS[0]} m of table latents is not what was committed: `egomill repair`"):
         Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", CLIPS).get([0])
+    with pytest.raises(Damaged, match=r"table latents has no row of clip gone any more: `egomill repair`"):
+        Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", ["gone"]).get([0])
+    (row,) = lake.rows("clips", CLIPS[:1])
+    at = {t: lake.version(t) for t in RELEASED}
+    assert CLIPS[0] in clips_of(lake, at, "m", ("train",))
+    lake.upsert("clips", [{**row, "split": "unseen"}])
+    with pytest.raises(Damaged, match=rf"row {CLIPS[0]} of table clips"):
+        clips_of(lake, {**at, "clips": lake.version("clips")}, "m", ("unseen",))
 
 
 BROKEN = {
