@@ -163,7 +163,7 @@ def test_a_row_that_hangs_or_kills_is_lost_alone_and_named(tmp_path):
     assert "in work" in failed["c1"]["detail"]  # where it hung
     assert "Segmentation fault" in failed["c3"]["detail"]
     assert "without a word" in failed["c5"]["detail"]
-    assert set(FAULTS) < set(named.values())
+    assert set(FAULTS) - {"Damaged"} < set(named.values())
 
 
 def test_a_worker_that_cannot_be_made_fails_the_run(tmp_path):
