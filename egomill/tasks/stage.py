@@ -477,7 +477,7 @@ def handed(stage: Stage, inputs: dict) -> dict:
         raise inputs["damaged"]
     for table, row in inputs.items():
         intact(table, row)
-    return {t: {c: row[c] for c in dict.fromkeys((KEYS[t][0], *stage.reads[t]))} for t, row in inputs.items()}
+    return {t: {c: row.get(c) for c in dict.fromkeys((KEYS[t][0], *stage.reads[t]))} for t, row in inputs.items()}
 
 
 def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:
