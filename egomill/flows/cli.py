@@ -114,7 +114,7 @@ def rollback(
     json_: Json = False,
 ) -> None:
     """Give the champion's place back to the adapter that held it before."""
-    left, restored = _tracker(lake, tracking).roll_back(name)
+    left, restored = _asked(lake, tracking).roll_back(name)
     answer = {"champion": restored.spec, "was": left.spec}
     _answer(answer, json_, lambda: out.print(f"{restored.spec} is champion again, {left.spec} is not"))
 
@@ -219,7 +219,7 @@ def report(
 @app.command()
 def housekeeping(
     lake: Lake = "lake",
-    days: Annotated[float, typer.Option(min=0, help="How long versions that no release names stay. 0 only where nothing else runs.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0, help="How long versions that no release names stay after they were replaced.")] = 7.0,
     json_: Json = False,
 ) -> None:
     """Merge small files, index keys, delete old versions that no release names and what crashed writers left; say what was freed."""
@@ -302,11 +302,25 @@ def verify(
     lake: Lake = "lake",
     sample: Annotated[int, typer.Option(min=1, help="Inputs a table.")] = 3,
     seed: Annotated[int | None, typer.Option(help="Which rows; default: at random.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Instead: hold all its files and rows against their digests.")] = False,
     json_: Json = False,
 ) -> None:
-    """Make random rows of every table of a release again and compare. Exit code 1: some differ; 3: some cannot be told."""
+    """Make random rows of every table of a release again and compare. Exit code 1: some differ, or are damaged; 3: some cannot be told."""
     from egomill.flows.verbs import verify as ask
+    from egomill.flows.verbs import verify_deep
 
+    if deep:
+        held = verify_deep(lake, release)
+
+        def told() -> None:
+            counts = [{**t, "damaged": len(t["damaged"])} for t in held["tables"]]
+            _table(f"release {held['release']}", counts, ["table", "version", "files", "damaged"])
+            for t in held["tables"]:
+                for d in t["damaged"]:
+                    out.print(f"{t['table']} {d['what']}: {d['why']}", highlight=False, soft_wrap=True, markup=False)
+
+        _answer(held, json_, told)
+        raise typer.Exit(1 if held["damaged"] else 0)
     answer = ask(lake, release, sample, seed)
 
     def show() -> None:
@@ -317,6 +331,29 @@ def verify(
 
     _answer(answer, json_, show)
     raise typer.Exit(1 if answer["differs"] else 3 if answer["cannot"] else 0)
+
+
+@app.command()
+def repair(lake: Lake = "lake", json_: Json = False) -> None:
+    """Take what is damaged on disk out of the tables, so that the next run makes it again. Exit code 1: no run can make some of it."""
+    from egomill.flows.verbs import repair as flow
+    from egomill.tasks.repair import RECORDS
+
+    answer = flow(lake)
+    lost = [m for m in answer["mended"] if m["table"] in RECORDS]
+
+    def show() -> None:
+        for m in answer["mended"]:
+            rows = "" if m["rows"] is None else f", {m['rows']} rows {'lost' if m in lost else 'pending'}"
+            out.print(f"{m['table']}: {m['what']}{rows}", highlight=False, soft_wrap=True, markup=False)
+        for name, why in answer["withdrawn"].items():
+            out.print(f"release {name} is withdrawn: {why}", highlight=False, soft_wrap=True, markup=False)
+        if any(m["table"] == "forgotten" for m in lost):
+            out.print("which takes were forgotten is lost: forget them again before anything is rebuilt", style="red")
+        out.print("rebuild, and what is pending is made again" if answer["mended"] else "no damage", highlight=False)
+
+    _answer(answer, json_, show)
+    raise typer.Exit(1 if lost else 0)
 
 
 @app.command()
@@ -357,18 +394,20 @@ def forget(
 
 @app.command()
 def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) -> None:
-    """What is in the lake, and for every stage how its inputs came out."""
+    """What is in the lake, and for every stage how its inputs came out. Exit code 1: files of its tables are gone or cut."""
     from egomill.schemas.tables import TABLES
     from egomill.tasks import releases, runs
-    from egomill.tasks.lake import Lake as Tables
+    from egomill.tasks.lake import ask
 
-    at = Tables(lake)
+    at = ask(lake)
     stages = runs.stage_table(at)
+    damaged = {f"{table}.lance/{path}": why for table in TABLES if at.exists(table) for path, why in at.lacking(table).items()}
     answer = {
         "lake": lake,
         "tables": {name: at.count(name) for name in TABLES},
         "stages": stages,
         "balanced": all(s["balanced"] for s in stages),
+        "damaged": damaged,
         "runs": [{k: r[k] for k in ("run_id", "flow", "status", "started", "ended", "release_out")} for r in runs.history(at, 10)],
         "releases": [{k: r[k] for k in ("name", "created", "clips")} for r in releases.every(at)],
     }
@@ -378,8 +417,13 @@ def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) ->
         _table("stages", stages, ["stage", "inputs", "outputs", "rejected", "failed", "computed", "retired", "seconds"])
         _table("newest runs", answer["runs"], ["run_id", "flow", "status", "started", "release_out"])
         _table("releases", answer["releases"], ["name", "created", "clips"])
+        for path, why in damaged.items():
+            out.print(
+                f"damaged: {path} is {why}; `egomill repair --lake {lake}` has it made again", style="red", soft_wrap=True, markup=False
+            )
 
     _answer(answer, json_, show)
+    raise typer.Exit(1 if damaged else 0)
 
 
 @app.command()
@@ -395,15 +439,16 @@ def failures(
     from collections import Counter
 
     from egomill.tasks.lake import Lake as Tables
-    from egomill.tasks.lake import one_of
+    from egomill.tasks.lake import ask, one_of
 
+    at = ask(lake)
     if retry:
         from egomill.tasks import stage as stages
 
         again = {"pending": stages.retry(Tables(lake), retry, stage)}
         return _answer(again, json_, lambda: out.print(f"{again['pending']} rows are pending again: rebuild, and they are tried"))
     where = " AND ".join(one_of(c, [v]) for c, v in (("stage", stage), ("reason", reason)) if v)
-    rows = Tables(lake).read("failures", where=where or None).to_pylist()
+    rows = at.read("failures", where=where or None).to_pylist()
     counts = Counter((r["stage"], r["status"], r["reason"]) for r in rows)
 
     def show() -> None:
@@ -430,16 +475,16 @@ def lineage(
     json_: Json = False,
 ) -> None:
     """What was this model made of, and which models was this clip used for?"""
-    from egomill.tasks import lineage as ask
-    from egomill.tasks.lake import Lake as Tables
+    from egomill.tasks import lineage as lines
+    from egomill.tasks.lake import ask
 
-    at = Tables(lake)
-    if "@" in what:
-        found = ask.of_adapter(at, _tracker(lake, tracking), what)
-    elif what and at.rows("clips", [what], ["clip_id"]):
-        found = ask.of_clip(at, _tracker(lake, tracking), adapter, what)
+    at = ask(lake)
+    if what and at.rows("clips", [what], ["clip_id"]):
+        found = lines.of_clip(at, _tracker(lake, tracking), adapter, what)
+    elif "@" in what:
+        found = lines.of_adapter(at, _asked(lake, tracking), what)
     else:
-        found = ask.of_release(at, what)
+        found = lines.of_release(at, what)
     _answer(found, json_, lambda: out.print_json(json.dumps(found, default=str)))
 
 
@@ -447,9 +492,9 @@ def lineage(
 def release_list(lake: Lake = "lake", json_: Json = False) -> None:
     """All releases, newest first."""
     from egomill.tasks import releases
-    from egomill.tasks.lake import Lake as Tables
+    from egomill.tasks.lake import ask
 
-    rows = releases.every(Tables(lake))
+    rows = releases.every(ask(lake))
     _answer(rows, json_, lambda: _table("releases", rows, ["name", "created", "clips", "run_id", "withdrawn"]))
 
 
@@ -457,9 +502,9 @@ def release_list(lake: Lake = "lake", json_: Json = False) -> None:
 def release_show(name: Annotated[str, typer.Argument(help="Default: the newest.")] = "", lake: Lake = "lake", json_: Json = False) -> None:
     """One release: its tables with their versions and what digests say of their content, tags, checks, profile."""
     from egomill.tasks import releases
-    from egomill.tasks.lake import Lake as Tables
+    from egomill.tasks.lake import ask
 
-    at = Tables(lake)
+    at = ask(lake)
     row = releases.get(at, name, withdrawn=bool(name))
     row |= {"tags": {table: f"release-{row['name']}" in at.tags(table) for table in row["tables"]}}
 
@@ -478,9 +523,9 @@ def release_show(name: Annotated[str, typer.Argument(help="Default: the newest."
 def release_diff(a: str, b: str, lake: Lake = "lake", limit: int = 20, json_: Json = False) -> None:
     """Which clips came, went and changed from release A to B, by which stage, and why."""
     from egomill.tasks.changes import diff
-    from egomill.tasks.lake import Lake as Tables
+    from egomill.tasks.lake import ask
 
-    found = diff(Tables(lake), a, b)
+    found = diff(ask(lake), a, b)
 
     def show() -> None:
         _table(f"{a} to {b}", [{"table": t, **n} for t, n in found["tables"].items()], ["table", "came", "went", "changed", "remade"])
@@ -520,6 +565,14 @@ def _tracker(lake: str, tracking: str) -> Any:
     from egomill.tasks.tracking import Tracker
 
     return Tracker.of(tracking, lake)
+
+
+def _asked(lake: str, tracking: str) -> Any:
+    """The tracker, for what makes no sense where nothing was ever registered."""
+    tracker = _tracker(lake, tracking)
+    if not tracker.exists():
+        raise ValueError(f"no adapter was ever registered: nothing is at {tracker.uri}. Check --lake and --tracking")
+    return tracker
 
 
 def _answer(value: Any, as_json: bool, show: Any) -> None:

@@ -30,6 +30,10 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
         spec, folder = resolve(run.lake.uri, adapter, tracking)
         fetch = partial(Tracker.of(tracking, lake).folder, spec) if folder else None
         report = make(run, generations.stage(settings_, spec, folder, fetch), keys=selected(run.lake, settings_.clips, HELD_OUT))
+        if not report.inputs:
+            raise ValueError(
+                f"nothing to generate: {run.lake.uri} has no held-out clip with latents of this base. Rebuild with this profile"
+            )
         return {"adapter": spec, **report.to_dict()}
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from prefect import flow
 
 from egomill.flows.steps import do, say
+from egomill.schemas.config import Profile
 from egomill.tasks import housekeeping as tasks
 from egomill.tasks.lake import Lake
+from egomill.tasks.runs import recorded
 
 
 @flow(name="housekeeping", log_prints=True, validate_parameters=False)
 def housekeeping(lake: str, days: float = 7.0) -> dict:
     """Compact and index the tables, delete versions older than `days` that no release names. Returns {freed_mb, tables}."""
-    tables = do("housekeeping", tasks.keep, Lake(lake), days)
+    with recorded(Lake(lake), "housekeeping", Profile.load("local")) as run:
+        tables = do("housekeeping", tasks.keep, run.lake, days)
     freed = sum(t["freed_mb"] for t in tables)
     files = sum(t["files"] for t in tables)
     say(f"housekeeping: {files} data files ({sum(t['files_before'] for t in tables)} before), {freed:.1f} MB freed", "bold")

@@ -10,7 +10,7 @@ from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
 from egomill.flows.steps import call, do, link, say, show
 from egomill.tasks import report as reports
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Lake, ask
 from egomill.tasks.tracking import Tracker
 
 
@@ -36,5 +36,6 @@ def nightly(
 def write_report(lake: str, adapter: str, tracking: str, page: str) -> str:
     """Write the report page of an adapter; returns its path."""
     tracker = Tracker.of(tracking, lake)
+    at = ask(lake)
     where = Path(page) if page else Path(lake if "://" not in lake else ".") / "report.html"
-    return str(reports.render(Lake(lake), tracker, adapter, where))
+    return str(reports.render(at, tracker if tracker.exists() else None, adapter, where))

@@ -9,9 +9,9 @@ from prefect import flow
 from egomill.flows.steps import announce, do, make, say
 from egomill.schemas.config import Profile
 from egomill.tasks import captions, clips, depth, directions, forget, ingest, latents, priors, releases, sources
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Lake, ask
 from egomill.tasks.runs import recorded
-from egomill.tasks.stage import Stage
+from egomill.tasks.stage import Item, Stage
 
 
 def stages(profile: Profile) -> list[Stage]:
@@ -27,15 +27,24 @@ def stages(profile: Profile) -> list[Stage]:
     ]
 
 
+def takes_in(lake: Lake, sources_: list[str]) -> list[Item]:
+    """The takes below these folders, those that were forgotten without their names. ValueError where there is none."""
+    found = forget.withheld(lake, sources.discover([Path(s) for s in sources_]))
+    if not found:
+        raise ValueError(f"no take in {', '.join(sources_)}: looked for folders in takes/, and for what takes.json and meta.json list")
+    return found
+
+
 @flow(name="rebuild", log_prints=True, validate_parameters=False)
 def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: list[str] | None = None, release: str = "") -> dict:
     """Bring the lake up to date with the takes under `sources_` and publish a release. Returns {release, new, run_id, computed}."""
     settings_ = Profile.load(profile, settings or [])
     at = Lake(lake)
     with recorded(at, "rebuild", settings_) as run:
-        found = do("discover", forget.withheld, at, sources.discover([Path(s) for s in sources_]))
+        found = do("discover", takes_in, at, sources_)
         take, cut, *derived = stages(settings_)
-        make(run, take, items=found)
+        if not make(run, take, items=found).outputs:
+            raise ValueError(f"none of the {len(found)} takes in {', '.join(sources_)} can be used: {releases.why_none(at)}")
         make(run, cut)
         chosen = do("select", clips.selected, at, settings_.clips)
         for stage in derived:
@@ -51,6 +60,7 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
 def publish(lake: str, profile: str, settings: list[str], name: str) -> tuple[dict, bool]:
     """Publish the tables as they stand, as a run of its own. Returns the release and whether it is new."""
     settings_ = Profile.load(profile, settings)
+    ask(lake)
     with recorded(Lake(lake), "rebuild", settings_) as run:
         published, new = releases.publish(run.lake, run.id, settings_, name)
         run.release_out = published["name"]

@@ -16,7 +16,7 @@ from egomill.tasks.alive import alive
 from egomill.tasks.clips import selected
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import recorded
-from egomill.tasks.tracking import CANDIDATE, Tracker
+from egomill.tasks.tracking import Tracker
 
 
 @flow(name="retrain", log_prints=True, validate_parameters=False)
@@ -30,14 +30,15 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
     with recorded(Lake(lake), "retrain", settings_) as run:
         for left, starter in tracker.running().items():
             if not alive(run.lake, starter):
-                tracker.end(left, "KILLED")
+                tracker.end(left, "FINISHED" if tracker.registered(left) else "KILLED")
+        tracker.settle(settings_.train.method)
         source = releases.get(run.lake, release)
         run.release_in = source["name"]
         candidate = train.existing(source, settings_, tracker)
         trained = candidate is None
         if candidate is None:
             candidate = do("train", train.train, run.lake, source, settings_, tracker, run.id)
-            tracker.alias(candidate, CANDIDATE)
+        tracker.nominate(candidate)
         link("mlflow-run", tracker.uri, f"MLflow run {candidate.run_id}")
 
         champion = tracker.champion(candidate.name)

@@ -1,23 +1,23 @@
-"""What one asks of a lake beside making it: plan, adopt, verify, forget. Plain functions; the ones that write are recorded as runs."""
+"""What one asks of a lake beside making it: plan, adopt, verify, repair, forget. Plain functions; those that write are recorded as runs."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from egomill.flows.generate import resolve
-from egomill.flows.rebuild import stages
+from egomill.flows.rebuild import stages, takes_in
 from egomill.schemas.config import Profile
 from egomill.tasks import adopt as adopting
-from egomill.tasks import alive, rederive, releases, runs, scores, sources
 from egomill.tasks import forget as forgetting
 from egomill.tasks import generate as generations
 from egomill.tasks import plan as planning
+from egomill.tasks import rederive, releases, scores
+from egomill.tasks import repair as repairing
 from egomill.tasks import sizes as counting
 from egomill.tasks import verify as verifying
 from egomill.tasks.clips import selected
-from egomill.tasks.lake import Glimpse, Lake
+from egomill.tasks.lake import Glimpse, Lake, ask
 from egomill.tasks.runs import recorded
 from egomill.tasks.stage import Stage
 from egomill.tasks.tracking import Tracker
@@ -26,7 +26,7 @@ from egomill.tasks.tracking import Tracker
 def plan(lake: str, sources_: list[str], profile: str = "local", settings: list[str] | None = None) -> list[dict]:
     """What `rebuild` with the same arguments would compute, a dict a stage (tasks/plan.py). Nothing is run or written."""
     settings_, at = Profile.load(profile, settings or []), Glimpse(lake)
-    found = forgetting.withheld(at, sources.discover([Path(s) for s in sources_]))
+    found = takes_in(at, sources_)
     chosen = selected(at, settings_.clips)
     take, cut, *derived = stages(settings_)
     steps = [(take, None, found), (cut, None, None), *((stage, chosen, None) for stage in derived)]
@@ -60,20 +60,37 @@ def adopt(
 
 def verify(lake: str, release: str, sample: int = 3, seed: int | None = None) -> dict[str, Any]:
     """Make random rows of a release again and compare them (tasks/verify.py). Reads only."""
-    at = Glimpse(lake)
+    at = ask(lake)
     found = releases.get(at, release)
     tables = verifying.verify(at, found, stages(Profile(**found["profile"])), sample, seed)
     return {"release": found["name"], "tables": tables, **{k: sum(t[k] for t in tables) for k in ("ok", "differs", "cannot")}}
 
 
+def verify_deep(lake: str, release: str) -> dict[str, Any]:
+    """Hold every file and every row of a release against their digests (tasks/verify.py). Reads only."""
+    at = ask(lake)
+    found = next((r for r in releases.every(at) if not r["withdrawn"] and release in ("", r["name"])), None) or releases.get(at, release)
+    tables = verifying.deep(at, found)
+    return {"release": found["name"], "tables": tables, "damaged": sum(len(t["damaged"]) for t in tables)}
+
+
+def repair(lake: str) -> dict[str, Any]:
+    """Take what is damaged on disk out of the tables, so that it is made again (tasks/repair.py). A run of the lake."""
+    ask(lake)
+    at = Lake(lake)
+    mended = repairing.records(at)  # first what runs themselves are written in
+    with recorded(at, "repair", Profile.load("local"), __name__) as run:
+        answer = repairing.repair(at)
+        answer["mended"] = mended + answer["mended"]
+        run.detail = json.dumps(answer)
+        return answer
+
+
 def forget(lake: str, take: str, tracking: str = "") -> dict[str, Any]:
-    """Remove a take from the lake and from its disk (tasks/forget.py). ValueError on an unknown take, and where a run may be writing."""
+    """Remove a take from the lake and from its disk (tasks/forget.py). ValueError on an unknown take, and where a run is under way."""
+    ask(lake)
     at = Lake(lake)
     known = forgetting.find(at, take)
-    alive.sweep(at)
-    busy = [f"{r['run_id']} ({r['flow']}, {r['started']:%F %T})" for r in runs.history(at, 1000) if r["status"] == "running"]
-    if busy:
-        raise ValueError(f"these runs are under way: {', '.join(busy)}; wait for them, or cancel them")
     tracker = Tracker.of(tracking, lake) if tracking or at.is_local else None
     with recorded(at, "forget", Profile.load("local"), __name__) as run:
         return forgetting.forget(at, tracker if tracker and tracker.exists() else None, known, run.id)

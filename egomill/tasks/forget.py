@@ -2,12 +2,14 @@
 
 The order is such that a crash anywhere is mended by asking again: first it is written down that the take is forgotten (from then on no
 rebuild takes it and no release may hold it) and what held it; then releases lose their tags, adapters are marked, rows are deleted, and at
-last every file that held one of them, or an older version of one, is removed. What stays is the fact: a digest of the take's uid, when, how
-many rows, which releases and adapters. Whoever knows the uid can recognise the digest; that is what it is for.
+last every file that held one of them, or an older version of one, is removed. No run goes on beside it (`runs.recorded`), and a writer that
+is none, or was thought dead, is refused by `Lake.commit`. What stays is the fact: a digest of the take's uid, when, how many rows, which
+releases and adapters. Whoever knows the uid can recognise the digest; that is what it is for.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections import Counter
@@ -15,9 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from egomill.schemas.fingerprint import digest
-from egomill.schemas.tables import KEYS, TABLES
+from egomill.schemas.tables import KEYS, TABLES, take_of
 from egomill.tasks import releases
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.stage import Item
@@ -33,7 +36,7 @@ def withheld(lake: Lake, items: list[Item]) -> list[Item]:
     gone = {row["take"]: row["at"] for row in lake.read("forgotten", ["take", "at"]).to_pylist()}
     found: dict[str, Item] = {}
     for item in items:
-        take = digest(item.key.partition("#")[0])
+        take = digest(take_of("takes", (item.key,)))
         if take in gone:
             item = Item(f"forgotten-{take}", digest("forgotten", take), {"fault": ["forgotten", f"withdrawn on {gone[take]:%F}"]})
         found[item.key] = item
@@ -42,17 +45,25 @@ def withheld(lake: Lake, items: list[Item]) -> list[Item]:
 
 def find(lake: Lake, take: str) -> Take:
     """What the lake knows under a uid or a name. ValueError where that is nothing, or several takes."""
-    for version in reversed(_standing(lake, "takes")):
+    # The newest first; versions without a name last: of a forgetting that was broken off they still know the take's name.
+    for version in dict.fromkeys([*reversed(_standing(lake, "takes")), *reversed(lake.versions("takes"))]):
         rows = lake.read("takes", ["take_uid", "take_name"], None, version).to_pylist()
         names = {r["take_uid"]: r["take_name"] for r in rows}
         uids = [uid for uid, name in names.items() if take in (uid, name)]
         if len(uids) > 1:
             raise ValueError(f"several takes are named {take}: {', '.join(sorted(uids))}; say which uid")
         if uids:
-            return Take(uids[0], names.pop(uids[0]), " ".join(f"{uid} {name}" for uid, name in names.items()))
+            return Take(uids[0], names[uids[0]], _others(lake, uids[0], rows))
     if lake.rows("failures", [take], ["key"]) or lake.rows("forgotten", [digest(take)], ["take"]):
-        return Take(take, "", "")
+        return Take(take, "", _others(lake, take, []))
     raise ValueError(f"no take {take!r} in {lake.uri}")
+
+
+def _others(lake: Lake, uid: str, more: list[dict]) -> str:
+    """Uids and names of other takes, now and in `more` rows, and the words that every lake holds."""
+    rows = [*lake.read("takes", ["take_uid", "take_name"]).to_pylist(), *more]
+    words = [word for row in rows if row["take_uid"] != uid for word in row.values() if word]
+    return " ".join((*words, *TABLES, *(column for table in TABLES.values() for column in table.names)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Take:
 
     uid: str
     name: str
-    others: str  # uids and names of all other takes
+    others: str  # uids and names of all other takes, and words that every lake holds
 
     def keys(self, lake: Lake, table: str, version: int | None = None, deleted: bool = False) -> set[str]:
         """Key values of its rows in a table; with `deleted` also of rows that are deleted in this version but still lie in its files."""
@@ -69,19 +80,24 @@ class Take:
         uid = self.uid.replace("'", "''")
         where = f"take_uid = '{uid}'" if table == "takes" else f"starts_with({column}, '{uid}.')"
         found = lake.held(table, column, where, version) if deleted else lake.read(table, [column], where, version)[column].to_pylist()
-        return set(found) if table == "takes" else {key for key in found if key.rsplit(".", 2)[0] == self.uid}
+        return {key for key in found if take_of(table, (key,)) == self.uid}
 
     @property
     def words(self) -> list[bytes]:
-        """What can be searched for in files: uid and name, where they are no part of another take's."""
-        return [word.encode() for word in dict.fromkeys((self.uid, self.name)) if word and word not in self.others]
+        """What can be searched for in files, as texts write it: uid and name, where they are no part of another take's, nor so short or
+        common that they could stand anywhere."""
+        rare = [w for w in (self.uid, self.name) if len(w) > 4 and not w.isalpha() and w not in self.others]
+        forms = (form for w in rare for form in (w, json.dumps(w)[1:-1], html.escape(w), quote(w)))
+        return [form.encode() for form in dict.fromkeys(forms)]
 
-    def named_in(self, text: str) -> bool:
-        return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in (self.uid, self.name) if word)
+    def veiled(self, text: str) -> str:
+        """The text without its uid and name."""
+        words = "|".join(re.escape(word) for word in sorted({self.uid, self.name}, key=len, reverse=True) if word)
+        return re.sub(rf"(?<!\w)(?:{words})(?!\w)", "(a forgotten take)", text)
 
 
 def forget(lake: Lake, tracker: Tracker | None, take: Take, run_id: str) -> dict[str, Any]:
-    """Remove a take. Nothing else may write to the lake meanwhile. Returns what was done, what is marked, and what could not be removed.
+    """Remove a take. Nothing else may run meanwhile (`runs.ALONE`). Returns what was done, what is marked, and what could not be removed.
 
     `left` names versions that hold a row of the take, and files of a lake on disk in which `words` can be read: empty when all is well.
     """
@@ -175,17 +191,20 @@ def _taint(tracker: Tracker, held: dict[str, dict], take: str) -> _Marked:
 
 
 def _delete(lake: Lake, take: Take) -> dict[str, int]:
-    """Delete the take's rows, failures of other rows that name it, and what runs that broke say of it; how many rows, by table."""
+    """Delete the take's rows and failures, and its names from what other failures and runs say; how many rows, by table."""
     counts = {}
     for table in ("takes", *OF_CLIPS):
         where = one_of(KEYS[table][0], take.keys(lake, table))
         counts[table] = lake.count(table, where)
-        lake.commit(table, None, replace=where)
-    named = {r["key"] for r in lake.read("failures", ["key", "detail"]).to_pylist() if take.named_in(f"{r['key']} {r['detail']}")}
-    counts["failures"] = lake.count("failures", one_of("key", named))
-    lake.commit("failures", None, replace=one_of("key", named))
-    said = [r for r in lake.read("runs").to_pylist() if take.named_in(r["detail"] or "")]
-    lake.upsert("runs", [{**r, "detail": "(named a take that was forgotten)"} for r in said])
+        lake.commit(table, None, replace=where, fence=True)
+    failures = lake.read("failures", ["key", "stage"]).to_pylist()
+    mine = [(r["key"], r["stage"]) for r in failures if take_of("failures", (r["key"], r["stage"])) == take.uid]
+    counts["failures"] = len(mine)
+    where = " OR ".join(f"({one_of('key', [key])} AND {one_of('stage', [stage])})" for key, stage in mine)
+    lake.commit("failures", None, replace=where, fence=True)
+    for table in ("failures", "runs"):
+        rows = [(r, take.veiled(r["detail"] or "")) for r in lake.read(table).to_pylist()]
+        lake.upsert(table, [{**r, "detail": said} for r, said in rows if said != (r["detail"] or "")])
     return {table: n for table, n in counts.items() if n}
 
 

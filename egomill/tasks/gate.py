@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.lake import Lake, intact, one_of
 from egomill.tasks.tracking import Adapter
 
 METRICS = ("psnr.all", "psnr.hole", "psnr.moved", "ssim.all", "haarpsi.all", "haarpsi.hole", "haarpsi.moved")  # never need weights
@@ -24,11 +24,12 @@ def compare(lake: Lake, adapters: Sequence[str], split: str | None = None, pairs
 
     Returns {adapters, n_clips, n_takes, means: {adapter: {metric: {mean, se, n}}}, pairs: [{a, b, metric, mean, se, n, better}],
     not_computed: {metric: why}}; n counts takes, se is None for one take; `better` is the share of takes where a > b. `pairs` defaults to
-    the last adapter against each other one.
+    the last adapter against each other one. Damaged where a score is not what was committed.
     """
     takes = _takes(lake, split)
-    rows = lake.read("scores", ["clip_id", "adapter", "metric", "value", "why"], one_of("adapter", adapters)).to_pylist()
-    rows = [row for row in rows if row["clip_id"] in takes]
+    rows = [row for row in lake.read("scores", None, one_of("adapter", adapters)).to_pylist() if row["clip_id"] in takes]
+    for row in rows:
+        intact("scores", row)
     values: Values = defaultdict(lambda: defaultdict(dict))
     why: dict[str, str] = {}
     for row in rows:

@@ -12,6 +12,7 @@ commit of rows came between. Else it looks again. The last to commit wins, and w
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -19,10 +20,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,20 @@ import pyarrow as pa  # noqa: E402
 from lance.commit import CommitConflictError  # noqa: E402
 from lance.file import LanceFileSession  # noqa: E402
 from lance.fragment import FragmentMetadata, LanceFragment, write_fragments  # noqa: E402
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem  # noqa: E402
 
-from egomill.schemas.tables import KEYS, TABLES  # noqa: E402
+from egomill.schemas.fingerprint import content_of, digest  # noqa: E402
+from egomill.schemas.tables import KEYS, MADE, NO_CONTENT, TABLES, take_of  # noqa: E402
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files of no version for a dead writer's
 FILE_BYTES = 256 * 2**20  # what compaction aims at
 INDEX_ROWS = 20_000
 _ATTEMPTS = 200
+
+
+class Damaged(ValueError):
+    """What lies on disk is not, or not any more, what was written there."""
 
 
 @dataclass(frozen=True)
@@ -61,42 +69,62 @@ class Lake:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def open(self, table: str, version: int | None = None) -> lance.LanceDataset:
-        """The table at a version (None: the newest), created empty where it is not there yet. ValueError on an unknown name."""
+        """The table at a version (None: the newest), created empty where it is not there yet. ValueError on an unknown name, Damaged
+        where it is there and cannot be opened."""
         if table not in TABLES:
             raise ValueError(f"no table {table!r}; known: {', '.join(TABLES)}")
+        with self._readable(table, version):
+            try:
+                return lance.dataset(self.path(table), version=version)
+            except ValueError:
+                if version is not None or self.exists(table):
+                    raise
         try:
-            return lance.dataset(self.path(table), version=version)
-        except ValueError:
-            if version is not None:
-                raise
-        try:
-            if not self._exists(table):  # another process may have made it since
-                lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
+            lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
         except OSError:
-            if not self._exists(table):
+            if not self.exists(table):  # else another process has made it since
                 raise
         return lance.dataset(self.path(table))
 
-    def _exists(self, table: str) -> bool:
+    def exists(self, table: str) -> bool:
+        """Whether the table is there, readable or not."""
         try:
             lance.dataset(self.path(table))
-        except ValueError:
-            return False
+        except ValueError as error:
+            return "was not found" not in str(error)
         return True
+
+    @contextlib.contextmanager
+    def _readable(self, table: str, version: int | None = None) -> Iterator[None]:
+        """Lance says in many ways, panics among them, that a file is gone, cut or not what it was; this says it in one."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Damaged) or not (isinstance(error, (ValueError, OSError)) or type(error).__name__ == "PanicException"):
+                raise
+            at = "" if version is None else f" at version {version}"
+            said = (str(error).splitlines() or [""])[0].split(", /")[0].removeprefix("External error: ").removeprefix("LanceError(IO): ")
+            raise Damaged(
+                f"table {table}{at} of {self.uri} cannot be read: {said[:300]}. Where the disk or the store is well again, "
+                f"`egomill repair --lake {self.uri}` mends the table"
+            ) from None
 
     def version(self, table: str) -> int:
         return self.open(table).version
 
     def count(self, table: str, where: str | None = None, version: int | None = None) -> int:
-        return self.open(table, version).count_rows(filter=where or None)
+        data = self.open(table, version)
+        with self._readable(table, version):
+            return data.count_rows(filter=where or None)
 
     def read(self, table: str, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None) -> pa.Table:
         """Columns of the rows that meet the SQL filter, at a version. A column that an earlier release of Egomill did not write is null
-        where it is asked for by name.
+        where it is asked for by name. Damaged where they cannot be read.
         """
         data = self.open(table, version)
         lacking = [name for name in columns or () if name in TABLES[table].names and name not in data.schema.names]
-        found = data.to_table(columns=None if columns is None else [c for c in columns if c not in lacking], filter=where or None)
+        with self._readable(table, version):
+            found = data.to_table(columns=None if columns is None else [c for c in columns if c not in lacking], filter=where or None)
         for name in lacking:
             found = found.append_column(TABLES[table].field(name), pa.nulls(len(found), TABLES[table].field(name).type))
         return found
@@ -134,13 +162,22 @@ class Lake:
                 if lacking == [field for field in TABLES[table] if field.name not in self.open(table).schema.names]:
                     raise  # nobody else was faster
 
-    def commit(self, table: str, fragments: str | Sequence[str] | None, replace: str = "", properties: dict[str, str] | None = None) -> int:
+    def commit(
+        self,
+        table: str,
+        fragments: str | Sequence[str] | None,
+        replace: str = "",
+        properties: dict[str, str] | None = None,
+        fence: bool = False,
+    ) -> int:
         """Driver's half: in one transaction delete the rows that meet `replace` or have a key of the fragments, and add these, as
         `write_fragments` returned them, whichever workers wrote them.
 
         Returns the version. Fragments that are in the table already (a commit that succeeded, but whose caller never heard) change nothing.
         `properties` (who, when, how many) are kept in the transaction: the first of the places where lineage is written.
-        Errors: ValueError for fragments that clean-up may have taken, or is about to; OSError where others were faster 200 times.
+        With `fence` every commit that is under way has to look again, even where this one changes nothing.
+        Errors: ValueError for fragments that clean-up may have taken, or is about to, and for rows of a take that was forgotten, whose
+        files are removed; OSError where others were faster 200 times.
         """
         brought = [json.loads(text) for text in ([fragments] if isinstance(fragments, str) else fragments or ())]
         new = [FragmentMetadata.from_json(json.dumps(f)) for b in brought for f in b["fragments"]]
@@ -149,18 +186,21 @@ class Lake:
         files = {f.files[0].path for f in new}
         for attempt in range(_ATTEMPTS):
             data = self.open(table)
-            present, suspects = _look(data, table, keys)
+            with self._readable(table):
+                present, suspects = _look(data, table, keys)
             if new and files & set(present.values()):
                 return data.version
+            self._refuse_forgotten(table, keys, files)  # after the version was read: see `fence`
             if new and attempt == 0 and not self._usable(table, files, written):
                 raise ValueError(f"table {table}: files written over {FRESH_DAYS} days ago, or gone: write them again")
-            removed, updated = _without(data, table, replace, keys, suspects)
-            if not (new or removed or updated):
+            with self._readable(table):
+                removed, updated = _without(data, table, replace, keys, suspects)
+            if not (new or removed or updated or fence):
                 return data.version
             operation, retries = lance.LanceOperation.Update(removed, updated, new), 20
-            if new and not present:  # nothing to hold on to: an empty table is overwritten, which stands on exactly its version
+            if not present:  # nothing to hold on to: an empty table is overwritten, which stands on exactly its version
                 operation, retries = lance.LanceOperation.Overwrite(data.schema, new), 0
-            elif new:
+            elif new or fence:
                 # Two updates conflict where they touch the same fragment. So each that brings rows touches the oldest, changed or not.
                 oldest = min(present)
                 if oldest not in {*removed, *(f.id for f in updated)}:
@@ -173,6 +213,21 @@ class Lake:
                     raise
                 time.sleep(random.uniform(0, 0.02) * min(attempt + 1, 10))
         raise OSError(f"table {table}: other writers were faster {_ATTEMPTS} times")
+
+    def _refuse_forgotten(self, table: str, keys: Iterable[tuple[str, ...]], files: Iterable[str]) -> None:
+        """`forget` first writes down the take, then passes every table with a `fence`: so no commit can miss both."""
+        takes = {take: digest(take) for key in keys if (take := take_of(table, key))}
+        if not takes or not self.exists("forgotten"):
+            return
+        gone = {row["take"] for row in self.rows("forgotten", set(takes.values()), ["take"])}
+        if gone:
+            for file in files:
+                with contextlib.suppress(OSError):
+                    LanceFileSession(self.path(table)).delete_file(f"data/{file}")
+            raise ValueError(
+                f"table {table}: a take was forgotten with `egomill forget` while this run worked on it ({', '.join(sorted(gone))}); "
+                "nothing of it was written: run again, for what else the run was to make"
+            )
 
     def _usable(self, table: str, files: Iterable[str], written: float) -> bool:
         if time.time() - written > FRESH_DAYS * 86_400:
@@ -225,14 +280,21 @@ class Lake:
             return _unless_outrun(data.optimize.optimize_indices)
         return _unless_outrun(lambda: data.create_scalar_index(column, "BTREE", name=f"{column}_idx"))
 
-    def clean(self, table: str, older_than: timedelta) -> dict[str, int]:
-        """Delete versions older than that, with the files that only they use, and files of no version that are over 7 days old.
+    def clean(self, table: str, older_than: timedelta, since: datetime | None = None) -> dict[str, int]:
+        """Delete versions that were replaced longer ago than that, with the files that only they use, and files of no version that are
+        over 7 days old.
 
-        Tagged versions stay, and the newest. Younger files of no version stay whatever `older_than` says: a writer may be about to commit
-        them, and `commit` takes none that are older than `FRESH_DAYS`. Returns {versions, files, bytes} that went.
+        Tagged versions stay, the newest, and all that were replaced after `since`: whoever began to read then may still do so. Younger
+        files of no version stay whatever `older_than` says: a writer may be about to commit them, and `commit` takes none that are older
+        than `FRESH_DAYS`. Returns {versions, files, bytes} that went.
         """
-        at_least = max(older_than, timedelta(microseconds=1))
-        went = self.open(table).cleanup_old_versions(at_least, error_if_tagged_old_versions=False)
+        data, tagged = self.open(table), set(self.tags(table).values())
+        until = min(time.time() - older_than.total_seconds(), since.timestamp() if since else float("inf"))
+        # A version is replaced by the next one. Where that was deleted, the one after it says a later time: a little longer is no harm.
+        pairs: Any = pairwise(data.versions())
+        stale = [old["version"] for old, new in pairs if new["timestamp"].timestamp() < until and old["version"] not in tagged]
+        which: dict[str, Any] = {"versions": stale} if stale else {"older_than": timedelta(days=36_500)}  # then only files of no version
+        went = data.cleanup_old_versions(**which, error_if_tagged_old_versions=False)
         files = went.data_files_removed + went.deletion_files_removed + went.index_files_removed + went.transaction_files_removed
         return {"versions": went.old_versions, "files": files, "bytes": went.bytes_removed}
 
@@ -244,6 +306,114 @@ class Lake:
     @cached_property
     def is_local(self) -> bool:
         return "://" not in self.uri
+
+    # -- damage ----------------------------------------------------------------------------------------------------
+
+    def files_of(self, table: str, version: int | None = None) -> dict[str, int | None]:
+        """{path within the table: bytes, where Lance knows them} of what a version stands on: manifest, rows, deletions, indices."""
+        data = self.open(table, version)
+        found: dict[str, int | None] = {f"_versions/{2**64 - 1 - data.version:020d}.manifest": None}
+        for fragment in data.get_fragments():
+            found |= {f"data/{file.path}": file.file_size_bytes for file in fragment.data_files()}
+            if deleted := fragment.deletion_file():
+                found[deleted] = None
+        return found | dict.fromkeys(self._of_indices(data, table))
+
+    def _of_indices(self, data: lance.LanceDataset, table: str) -> dict[str, str]:
+        """{path: what is wrong with its index, or ""} of the files of all indices. Of an index Lance knows how large it is as a whole."""
+        store, root = self._store(table)
+        found = {}
+        for segment in (segment for index in data.describe_indices() for segment in index.segments):
+            folder = f"_indices/{segment.uuid}"
+            files = store.get_file_info(FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
+            sizes = {file.path.removeprefix(f"{root}/"): file.size for file in files if file.type == FileType.File}
+            wrong = "" if sum(sizes.values()) == (segment.size_bytes or 0) else f"{sum(sizes.values())} bytes, not {segment.size_bytes}"
+            found |= dict.fromkeys(sizes or [folder], wrong)
+        return found
+
+    def holders(self, table: str) -> dict[str, int]:
+        """{path of a file of rows or deletions: the fragment that stands on it} of the newest version."""
+        found = {}
+        for fragment in self.open(table).get_fragments():
+            paths = [*(f"data/{file.path}" for file in fragment.data_files()), fragment.deletion_file()]
+            found |= {path: fragment.fragment_id for path in paths if path}
+        return found
+
+    def lacking(self, table: str, version: int | None = None) -> dict[str, str]:
+        """{path: what is wrong} of files that a version stands on and that are gone or of another size. Reads none."""
+        store, root = self._store(table)
+        sizes = self.files_of(table, version)
+        found = {path: wrong for path, wrong in self._of_indices(self.open(table, version), table).items() if wrong}
+        there = store.get_file_info([f"{root}/{path}" for path in sizes])
+        for (path, size), file in zip(sizes.items(), there, strict=True):
+            if file.type != FileType.File:
+                found[path] = "gone"
+            elif size not in (None, file.size):
+                found[path] = f"{file.size} bytes, not {size}"
+        return found
+
+    def sha256(self, table: str, path: str) -> str:
+        """Of a file of the table; "" where it cannot be read."""
+        store, root = self._store(table)
+        seen = hashlib.sha256()
+        try:
+            with store.open_input_stream(f"{root}/{path}") as file:
+                while block := file.read(1 << 22):
+                    seen.update(block)
+        except OSError:
+            return ""
+        return seen.hexdigest()
+
+    def altered(self, table: str, version: int | None = None) -> dict[int, str]:
+        """{fragment: what is wrong} where rows cannot be read, or are not those that were committed. Reads all of them."""
+        found = {}
+        for fragment in self.open(table, version).get_fragments():
+            try:
+                with self._readable(table, version):
+                    for batch in fragment.to_batches(batch_size=16):
+                        for row in batch.to_pylist():
+                            intact(table, row)
+            except Damaged as error:
+                found[fragment.fragment_id] = str(error)
+        return found
+
+    def drop(self, table: str, fragments: Iterable[int]) -> int:
+        """Take whole fragments out of the newest version; returns how many rows that were. Their files stay until clean-up."""
+        data, gone = self.open(table), set(fragments)
+        rows = sum(f.metadata.num_rows for f in data.get_fragments() if f.fragment_id in gone)
+        if gone:
+            lance.LanceDataset.commit(self.path(table), lance.Transaction(data.version, lance.LanceOperation.Update(sorted(gone), [], [])))
+        return rows
+
+    def drop_indices(self, table: str) -> None:
+        for index in self.open(table).describe_indices():
+            self.open(table).drop_index(index.name)
+
+    def step_back(self, table: str) -> int | None:
+        """Where the newest version cannot be opened: remove its manifest, and those before it, down to one that can be. Returns that
+        version; where there is none, the table's folder is put aside, None comes back, and the next who writes begins it anew.
+
+        Nothing else may run. OSError where a table in an object store has no version left: its files have to be moved by hand.
+        """
+        store, root = self._store(table)
+        for file in sorted(store.get_file_info(FileSelector(f"{root}/_versions")), key=lambda f: f.base_name):  # the newest comes first
+            if not file.base_name.endswith(".manifest"):
+                continue
+            try:
+                version = 2**64 - 1 - int(file.base_name.removesuffix(".manifest"))
+                lance.dataset(self.path(table), version=version).count_rows()
+                return version
+            except ValueError:
+                store.delete_file(file.path)
+        if not self.is_local:
+            raise OSError(f"no version of {self.path(table)} can be opened: move that folder away, and run the command again")
+        store.move(root, f"{root.removesuffix('.lance')}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        return None
+
+    def _store(self, table: str = "") -> tuple[FileSystem, str]:
+        """The file system, and the path in it of the lake or of a table."""
+        place = self.path(table) if table else self.uri.rstrip("/")
+        return (LocalFileSystem(), place) if self.is_local else FileSystem.from_uri(place)
 
     # -- beside the tables -----------------------------------------------------------------------------------------
 
@@ -261,16 +431,19 @@ class Lake:
                 LanceFileSession(self.uri).download_file(path, file.name)
             except OSError:
                 return None
-            return Path(file.name).read_text()
+            return Path(file.name).read_text(errors="replace")
+
+    def noted_at(self, path: str) -> float | None:
+        """When the text there was written, by the clock of the disk or the store; None where there is none. It need not be readable."""
+        store, root = self._store()
+        found = store.get_file_info(f"{root}/{path}")
+        return found.mtime_ns / 1e9 if found.type == FileType.File else None
 
     def drop_note(self, path: str) -> None:
         with contextlib.suppress(OSError):
             LanceFileSession(self.uri).delete_file(path)
 
     # -- forgetting ------------------------------------------------------------------------------------------------
-
-    def exists(self, table: str) -> bool:
-        return self._exists(table)
 
     def tags(self, table: str) -> dict[str, int]:
         """{tag: version}."""
@@ -337,20 +510,41 @@ class Glimpse(Lake):
     """A lake to look at: a table that is not there reads as empty, and nothing can be written."""
 
     def open(self, table: str, version: int | None = None) -> lance.LanceDataset:
-        if table in TABLES and not self._exists(table):
+        if table in TABLES and not self.exists(table):
             return lance.write_dataset(TABLES[table].empty_table(), "memory://", mode="overwrite", **_STORAGE)
         return super().open(table, version)
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError(f"{self.uri} is only looked at")
 
-    write_fragments = commit = upsert = tag = compact = index = clean = untag = relabel = purge = _refuse
+    write_fragments = commit = upsert = tag = compact = index = clean = untag = relabel = purge = note = drop_note = drop = drop_indices = (
+        step_back
+    ) = _refuse
+
+
+def ask(uri: str) -> Glimpse:
+    """A lake to look at; ValueError where there is none."""
+    found = Glimpse(uri)
+    if not any(found.exists(table) for table in TABLES):
+        raise ValueError(f"no lake at {found.uri}: none of its tables is there. Check --lake; `egomill rebuild` makes one")
+    return found
 
 
 def one_of(column: str, values: Iterable[Any]) -> str:
     """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""
     quoted = ", ".join("'" + str(v).replace("'", "''") + "'" for v in values)
     return f"{column} IN ({quoted})" if quoted else "false"
+
+
+def intact(table: str, row: dict) -> None:
+    """Damaged where the values of a row, all columns of it, are not those that were committed."""
+    if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
+        return  # a take's `content` is not of all its columns
+    null = [column for column, value in row.items() if value is None and column not in NO_CONTENT]
+    later = (columns for n in range(3) for columns in combinations(null, n))  # that came to the table after the row: two at most are tried
+    if not any(row["content"] == content_of(row, (*NO_CONTENT, *columns)) for columns in later):
+        name = " ".join(str(row[key]) for key in KEYS[table])
+        raise Damaged(f"row {name} of table {table} is not what was committed: `egomill repair` makes it pending again")
 
 
 def _outrun(error: OSError) -> bool:

@@ -51,7 +51,8 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     standing = (r for r in releases.every(lake) if not r["withdrawn"])
     holds = [r for r in standing if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]
     names = {r["name"] for r in holds}
-    trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if clip["split"] == "train" else []
+    asked = clip["split"] == "train" and tracker.exists()
+    trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if asked else []
     derived = {}
     for table in ("depth", "priors", "directions", "captions", "latents"):
         derived[table] = [r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])]

@@ -15,7 +15,7 @@ from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES
 from egomill.schemas.tensors import DEPTH, TENSOR, unpack, unpack_depth
 from egomill.tasks import sources
 from egomill.tasks.lake import Lake, one_of
-from egomill.tasks.stage import Item, Stage, finished, one_thread, read_rows
+from egomill.tasks.stage import Item, Stage, finished, handed, one_thread, read_rows
 
 SHOWN = 60  # characters of a value
 
@@ -30,9 +30,9 @@ def rederive(
     with one_thread():
         worker = stage.worker()
         for key in keys:
-            row = items[key].row if items is not None else read_rows(stage, lake, versions, [key])[0][key]
             try:
-                result = worker(row)
+                row = items[key].row if items is not None else read_rows(stage, lake, versions, [key])[0][key]
+                result = worker(handed(stage, row))
                 yield key, result if isinstance(result, Rejected) else finished(stage, key, result)
             except Exception as error:
                 yield key, error

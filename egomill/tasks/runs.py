@@ -15,12 +15,15 @@ from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of
 from egomill.schemas.outcome import Report
 from egomill.tasks import alive
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Lake, ask
 
 RECORDED = [
     "egomill", "prefect", "ray", "pylance", "mlflow", "torch", "torchvision", "diffusers", "peft", "transformers",
     "easypytorch3d", "decord", "av", "numpy", "pyarrow", "opencv-python-headless",
 ]  # fmt: skip
+
+
+ALONE = ("forget", "repair")  # flows beside which nothing else may run
 
 
 @dataclass
@@ -67,18 +70,31 @@ class Run:
 
 @contextmanager
 def recorded(lake: Lake, flow: str, profile: Profile, module: str = "") -> Iterator[Run]:
-    """A run whose row says how it ended: "completed", "failed", "cancelled", or, after kill -9, "died": that the next run writes there."""
+    """A run whose row says how it ended: "completed", "failed", "cancelled", or, after kill -9, "died": that the next run writes there.
+
+    ValueError where there is no lake (a rebuild makes one), and where a run is under way that this one must not run beside.
+    """
+    if flow != "rebuild":
+        ask(lake.uri)
     alive.sweep(lake)
     run = Run(lake, flow, profile, module=module)
     with alive.beating(lake, run.id):
         run.write("running")
         try:
+            _give_way(lake, run)
             yield run
         except BaseException as error:
             run.detail = "".join(traceback.format_exception(error))[-8000:]
             run.write("failed" if isinstance(error, Exception) else "cancelled")
             raise
         run.write("completed")
+
+
+def _give_way(lake: Lake, run: Run) -> None:
+    """Each writes itself down and then looks who else is there: so of two that start at once one sees the other, if not both."""
+    found = lake.read("runs", ["run_id", "flow", "started"], f"status = 'running' AND run_id <> '{run.id}'").to_pylist()
+    if busy := [f"{r['run_id']} ({r['flow']}, {r['started']:%F %T})" for r in found if {r["flow"], run.flow} & set(ALONE)]:
+        raise ValueError(f"{run.flow} cannot run now, since these runs are under way: {', '.join(busy)}; wait for them, or cancel them")
 
 
 def environment() -> dict[str, str]:

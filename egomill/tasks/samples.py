@@ -18,7 +18,7 @@ from torch import Tensor
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tensors import unpack
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Damaged, Lake, intact
 
 LATENTS = ("exo", "prior", "ego", "cover", "text", "image")
 DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
@@ -66,16 +66,19 @@ class Samples:
         return len(self.clips)
 
     def get(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Each sample's columns of latents and directions as tensors on the CPU; `image` is left out where the base takes none."""
+        """Each sample's columns of latents and directions as tensors on the CPU; `image` is left out where the base takes none. Damaged
+        where a row is not what was committed."""
         wanted = [self.clips[i] for i in indices]
         missing = sorted(set(wanted) - set(self._cache))
         if missing:
             rows: dict[str, dict] = {clip: {} for clip in missing}
-            at, where = self.versions, f"model = '{self.model}'"
-            for row in self.lake.rows("latents", missing, ("clip_id", *LATENTS), at["latents"], where):
-                rows[row["clip_id"]] |= row
-            for row in self.lake.rows("directions", missing, ("clip_id", *DIRECTIONS), at["directions"]):
-                rows[row["clip_id"]] |= row
+            for table, where in (("latents", f"model = '{self.model}'"), ("directions", "")):
+                found = {row["clip_id"]: row for row in self.lake.rows(table, missing, None, self.versions[table], where)}
+                for clip in missing:
+                    if clip not in found:
+                        raise Damaged(f"table {table} has no row of clip {clip} any more: `egomill repair`, then rebuild")
+                    intact(table, found[clip])
+                    rows[clip] |= found[clip]
             for clip, row in rows.items():
                 tensors = {c: torch.from_numpy(unpack(row[c])) for c in (*LATENTS, *DIRECTIONS) if row.get(c)}
                 self._cache[clip] = tensors
@@ -86,9 +89,12 @@ class Samples:
 
 
 def clips_of(lake: Lake, versions: dict[str, int], model: str, splits: Sequence[str]) -> list[str]:
-    """The clips of these splits that a release holds latents and directions of, sorted."""
+    """The clips of these splits that a release holds latents and directions of, sorted. Damaged where a clip is not what was committed."""
     quoted = ", ".join(f"'{s}'" for s in splits)
-    chosen = lake.read("clips", ["clip_id"], f"chosen AND split IN ({quoted})", versions["clips"])
+    chosen = lake.read("clips", None, f"chosen AND split IN ({quoted})", versions["clips"])
+    for part in chosen.to_batches(1000):
+        for row in part.to_pylist():
+            intact("clips", row)  # a clip that is held out must not be learnt from for a flipped bit
     encoded = lake.read("latents", ["clip_id"], f"model = '{model}'", versions["latents"])
     directed = lake.read("directions", ["clip_id"], None, versions["directions"])
     return sorted(set.intersection(*(set(t["clip_id"].to_pylist()) for t in (chosen, encoded, directed))))

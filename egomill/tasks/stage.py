@@ -35,7 +35,7 @@ from egomill.schemas.fingerprint import check_code, code_parts, content_of, dige
 from egomill.schemas.outcome import Rejected, Report, StageFailed
 from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
 from egomill.tasks import recipes
-from egomill.tasks.lake import Lake, one_of
+from egomill.tasks.lake import Damaged, Lake, intact, one_of
 from egomill.tasks.watch import Journal, Watch
 
 log = logging.getLogger(__name__)
@@ -399,7 +399,7 @@ class _Actor:
     def _one(self, row: dict, inputs: dict) -> tuple[list[dict], dict, int]:
         """A row's results, its outcome, and the bytes of the results. A result that does not fit the table is a failure like any other."""
         try:
-            result = self.worker(inputs)
+            result = self.worker(handed(self.stage, inputs))
             if isinstance(result, Rejected):
                 return [], {"status": "rejected", "reason": result.reason, "detail": result.detail[:8000]}, 0
             made_by = {"recipe": self.stage.recipe, "inputs": json.loads(row["inputs"]), "run_id": self.run_id}
@@ -420,7 +420,13 @@ class _Actor:
             if "item" in part[0]:
                 yield from ((row, row.pop("item")) for row in part)
                 continue
-            inputs, nbytes = read_rows(self.stage, self.lake, self.versions, [row["key"] for row in part])
+            try:
+                inputs, nbytes = read_rows(self.stage, self.lake, self.versions, [row["key"] for row in part])
+            except Damaged as error:
+                if len(part) > 1:  # not all of them: one by one
+                    size, rows = 1, part + rows
+                    continue
+                inputs, nbytes = {part[0]["key"]: {"damaged": error}}, MEMORY
             size = max(self.least, len(part) * MEMORY // max(nbytes, 1))
             yield from ((row, inputs[row["key"]]) for row in part)
 
@@ -450,17 +456,28 @@ def heard() -> Iterator[list[tuple[int, str]]]:
 
 
 def read_rows(stage: Stage, lake: Lake, versions: dict[str, int], keys: list[str]) -> tuple[dict[str, dict], int]:
-    """What the worker gets for each key, {key: {table: {column: value}}}, and how many bytes that is."""
+    """Each key's whole rows, {key: {table: {column: value}}}, and how many bytes that is. See `handed`."""
     rows: dict[str, dict] = {key: {} for key in keys}
     nbytes = 0
-    for i, (table, columns) in enumerate(stage.reads.items()):
+    for i, table in enumerate(stage.reads):
         key = KEYS[table][0]
         where = " AND ".join(filter(None, (one_of(key, keys), f"({stage.where})" if i == 0 and stage.where else "")))
-        found = lake.read(table, [*dict.fromkeys((key, *columns))], where, versions[table])
+        found = lake.read(table, None, where, versions[table])
         nbytes += found.nbytes
         for values in found.to_pylist():
             rows[values[key]][table] = values
     return rows, nbytes
+
+
+def handed(stage: Stage, inputs: dict) -> dict:
+    """What the worker gets of whole rows: the key and the columns that it reads. Damaged where a row is not what was committed."""
+    if not stage.reads:
+        return inputs
+    if "damaged" in inputs:
+        raise inputs["damaged"]
+    for table, row in inputs.items():
+        intact(table, row)
+    return {t: {c: row.get(c) for c in dict.fromkeys((KEYS[t][0], *stage.reads[t]))} for t, row in inputs.items()}
 
 
 def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:

@@ -29,6 +29,7 @@ from egomill.schemas.fingerprint import digest
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 log = logging.getLogger(__name__)
 CHAMPION, CANDIDATE = "champion", "candidate"
+ROLLING = "rolling_back"  # tag of a champion that is losing its place
 BY = "egomill.run"  # tag of runs: the lake's run that started it
 CACHED = 8  # adapters that a machine keeps: one of the paper's size has 3 GB
 
@@ -96,6 +97,8 @@ class Adapter:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -121,9 +124,7 @@ class Tracker:
         """The default store of a lake on disk. ValueError for an object store, where a server has to be named."""
         if "://" in lake_uri:
             raise ValueError(f"the lake {lake_uri} is no folder: name an MLflow server")
-        folder = Path(lake_uri).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        return Tracker(f"sqlite:///{folder / 'mlflow.db'}")
+        return Tracker(f"sqlite:///{Path(lake_uri).absolute() / 'mlflow.db'}")
 
     @staticmethod
     def of(uri: str, lake_uri: str) -> Tracker:
@@ -145,7 +146,7 @@ class Tracker:
 
     def unfinished(self, tags: Mapping[str, str]) -> str:
         """The newest run with these tags that did not finish (running, failed or killed); "" where there is none."""
-        where = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        where = " AND ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
         found = self.client.search_runs([self._experiment()], filter_string=f"attributes.status != 'FINISHED' AND {where}", max_results=1)
         return found[0].info.run_id if found else ""
 
@@ -157,6 +158,10 @@ class Tracker:
         """{run that says it is under way: the lake's run that started it}."""
         found = self.client.search_runs([self._experiment()], filter_string="attributes.status = 'RUNNING'")
         return {run.info.run_id: run.data.tags.get(BY, "") for run in found}
+
+    def registered(self, run_id: str) -> bool:
+        """Whether an adapter came of the run."""
+        return bool(self.client.search_model_versions(f"run_id = '{run_id}'"))
 
     def started_by(self, run_id: str) -> str:
         """The lake's run that started it, or went on with it last."""
@@ -301,11 +306,19 @@ class Tracker:
             shutil.rmtree(old, ignore_errors=True)
         return str(folder)
 
+    def nominate(self, adapter: Adapter) -> None:
+        """Make it the candidate, unless a newer version is. Asked of an adapter that was registered before, it mends what a crash left."""
+        now = self._at(adapter.name, CANDIDATE)
+        if now is None or int(now.version) < int(adapter.version):
+            self.alias(adapter, CANDIDATE)
+
     def promote(self, adapter: Adapter, why: str) -> None:
         """Make it champion, and write down why and whom it replaced: that is where `roll_back` returns to."""
         before = self._champion(adapter.name)
-        self.tag_adapter(adapter, {"champion_before": before.spec if before else "", "promoted": why})
+        if before is None or before.spec != adapter.spec:
+            self.tag_adapter(adapter, {"champion_before": before.spec if before else ""})
         self.alias(adapter, CHAMPION)
+        self.tag_adapter(adapter, {"promoted": why})
 
     def roll_back(self, name: str) -> tuple[Adapter, Adapter]:
         """Give the champion's place back to the one before; returns (who lost it, who has it). ValueError where there is none before."""
@@ -316,9 +329,21 @@ class Tracker:
         if not before:
             raise ValueError(f"{now.spec} replaced nobody")
         restored = self.find(before)
+        self.tag_adapter(now, {ROLLING: f"to {restored.spec}"})  # `settle` goes on from here
         self.alias(restored, CHAMPION)
-        self.tag_adapter(now, {"rolled_back": f"to {restored.spec}"})
+        self.settle(name)
         return now, restored
+
+    def settle(self, name: str) -> None:
+        """End what a crash broke off between two writes: who was to be rolled back is, and a champion says that it was promoted."""
+        for row in self.adapters(name):
+            if (to := row["tags"].get(ROLLING)) and CHAMPION in row["aliases"]:
+                self.roll_back(name)
+            elif to:
+                self.tag_version(name, row["version"], {"rolled_back": to})
+                self.client.delete_model_version_tag(name, row["version"], ROLLING)
+            elif CHAMPION in row["aliases"] and "champion_before" in row["tags"] and "promoted" not in row["tags"]:
+                self.tag_version(name, row["version"], {"promoted": "(broken off before the reason was written)"})
 
     def champion(self, name: str) -> Adapter | None:
         """The adapter of that alias, with its files."""
@@ -326,8 +351,11 @@ class Tracker:
         return found and replace(found, folder=self._fetch(found))
 
     def _champion(self, name: str) -> Adapter | None:
+        return self._at(name, CHAMPION)
+
+    def _at(self, name: str, alias: str) -> Adapter | None:
         try:
-            return self.find(f"{name}@{CHAMPION}")
+            return self.find(f"{name}@{alias}")
         except ValueError:
             return None
 
@@ -343,7 +371,7 @@ class Tracker:
         """The runs that trained on a release, whether or not an adapter came of it."""
         found, token = [], None
         while True:
-            page = self.client.search_runs([self._experiment()], filter_string=f"tags.release = '{release}'", page_token=token)
+            page = self.client.search_runs([self._experiment()], filter_string=f"tags.release = {_quoted(release)}", page_token=token)
             found += [run.info.run_id for run in page]
             if not (token := page.token):
                 return found
@@ -377,6 +405,14 @@ class Tracker:
             {"version": str(v.version), "run_id": v.run_id, "tags": dict(v.tags), "aliases": sorted(by_version.get(str(v.version), []))}
             for v in found
         ]
+
+
+def _quoted(value: str) -> str:
+    """A string in MLflow's filters, which know no escapes."""
+    mark = '"' if "'" in value else "'"
+    if mark in value:
+        raise ValueError(f"MLflow cannot be asked for {value!r}, which has both kinds of quotes")
+    return f"{mark}{value}{mark}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, code_parts, digest
 from egomill.tasks import adapters, bases, samples, train_loop
 from egomill.tasks.alive import alive
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Damaged, Lake
 from egomill.tasks.tracking import BY, Adapter, Tracker
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     name.
 
     `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base, or directions of another
-    geometry, where another run is training the same just now, or where batch after batch gave no finite loss or gradient; what broke a
-    worker otherwise, after the restarts are used up.
+    geometry, where another run is training the same just now, or where batch after batch gave no finite loss or gradient; Damaged where a
+    row is not what was committed; what broke a worker otherwise, after the restarts are used up.
     """
     versions, revision = release["tables"], bases.revision(profile.model)
     clips = samples.clips_of(lake, versions, revision, ("train",))
@@ -130,6 +130,7 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from egomill.tasks.cluster import connect, interruptible
 
@@ -151,7 +152,11 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
             checkpoint_config=CheckpointConfig(KEPT, checkpoint_score_attribute=best_by, checkpoint_score_order="min"),
         ),
     )
-    result = interruptible(trainer.fit)
+    try:
+        result = interruptible(trainer.fit)
+    except TrainingFailedError as error:
+        told = [getattr(e, "_base_exc", e) for e in getattr(error, "worker_failures", {}).values()]
+        raise next((e for e in told if isinstance(e, Damaged)), error) from None
     if result.return_value:
         raise ValueError(
             f"training {name} was given up: {result.return_value}. Look at these clips, lower train.learning_rate or train.clip_norm, or "

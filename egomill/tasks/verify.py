@@ -2,6 +2,8 @@
 
 A row is `ok` or `differs`; or it `cannot` be told: the settings or weights are not at hand, what lies on disk changed, or the code changed
 since *and* makes something else now. Code that changed and makes the same is ok.
+
+`deep` makes nothing again: it reads every file that the release stands on, and every row, and holds them against their digests.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any
 
 from egomill.schemas.fingerprint import content_of, file_sha256
 from egomill.schemas.tables import NO_CONTENT
-from egomill.tasks import recipes
-from egomill.tasks.lake import Lake
+from egomill.tasks import recipes, releases
+from egomill.tasks.lake import Damaged, Lake
 from egomill.tasks.rederive import differences, on_disk, rederive, stored
 from egomill.tasks.stage import Stage
 from egomill.tasks.standing import survey
@@ -28,6 +30,34 @@ def verify(lake: Lake, release: dict, stages: Iterable[Stage], sample: int = 3, 
     """[{table, rows, ok, differs, cannot, details}] for the stages of the release's own profile, `sample` inputs a table."""
     sha256 = cache(file_sha256)  # tables share the files of a take
     return [_table(lake, release["tables"], stage, sample, random.Random(seed), sha256) for stage in stages]
+
+
+def deep(lake: Lake, release: dict, sha256: Callable[[str, str], str] | None = None) -> list[dict[str, Any]]:
+    """[{table, version, files, damaged: [{what, why}]}] for every table of a release: each byte of its files, each value of its rows.
+
+    A release that was published before digests of files were kept is held against those of rows alone.
+    """
+    told, sha256 = releases.file_digests(lake, release["name"]), sha256 or lake.sha256
+    found = []
+    for table, version in release["tables"].items():
+        answer: dict[str, Any] = {"table": table, "version": version, "files": 0, "damaged": []}
+        found.append(answer)
+        wrong: dict[str, str] = {}
+        kept = (told or {}).get(table, {})
+        answer["files"] = len(kept)
+        for path, was in kept.items():
+            now = sha256(table, path)
+            if now != was:
+                wrong[f"{table}.lance/{path}"] = "is not what was published" if now else "is gone, or cannot be read"
+        try:
+            if kept and set(lake.files_of(table, version)) != set(kept):
+                wrong[f"version {version}"] = "stands on other files than when it was published"
+            wrong |= {f"fragment {number}": why for number, why in lake.altered(table, version).items()}
+            releases.hold(lake, {**release, "content": {t: c for t, c in release["content"].items() if t == table}})
+        except Damaged as error:
+            wrong.setdefault(f"version {version}", str(error))
+        answer["damaged"] = [{"what": what, "why": why} for what, why in wrong.items()]
+    return found
 
 
 def _table(lake: Lake, at: dict[str, int], stage: Stage, sample: int, chance: random.Random, sha256: Sha256) -> dict[str, Any]:

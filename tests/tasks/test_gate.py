@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from egomill.schemas.tables import TABLES
+from egomill.schemas.fingerprint import content_of
+from egomill.schemas.tables import NO_CONTENT, TABLES, as_stored
 from egomill.schemas.tensors import TENSOR
 from egomill.tasks.gate import compare, decide
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Damaged, Lake
 from egomill.tasks.tracking import Adapter
 
 NOISE = np.random.default_rng(0).normal(0, 2, 9)  # what a clip's content does to every adapter alike
@@ -53,3 +54,12 @@ def test_only_the_better_becomes_champion(lake):
     nothing = Adapter("egox", "9", "run", "folder")
     assert decide(lake, nothing, None)[0]
     assert not decide(lake, nothing, first)[0]
+
+
+def test_nobody_becomes_champion_by_a_damaged_score(tmp_path):
+    lake = Lake(str(tmp_path))
+    (row,) = as_stored("scores", [score("c0", "base", 15.0)])
+    lake.upsert("scores", [{**row, "content": content_of(row, NO_CONTENT), "value": 25.0}])
+    lake.upsert("clips", [{"clip_id": "c0", "take_uid": "t", "split": "test"}])
+    with pytest.raises(Damaged, match=r"row c0 base psnr.all of table scores"):
+        compare(lake, ["base"])

@@ -59,7 +59,7 @@ def test_eighteen_videos_and_two_failures(tmp_path, ray_cluster):
     report = failed.value.args[0]
     assert (report.inputs, report.outputs, report.rejected, report.failed) == (CLIPS, CLIPS - 2, 0, 2)
     reasons = {r["key"]: r["reason"] for r in lake.read("failures").to_pylist()}
-    assert reasons == {keys[POISON]: "ZstdError", keys[HANGS]: "Timeout"}
+    assert reasons == {keys[POISON]: "Damaged", keys[HANGS]: "Timeout"}
     assert (tmp_path / "killed").exists()
     videos = {r["clip_id"]: r for r in lake.read("generations").to_pylist()}
     assert set(videos) == set(keys) - set(reasons)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from egomill.schemas.config import Profile
 from egomill.schemas.tensors import pack
-from egomill.tasks import housekeeping
+from egomill.tasks import alive, housekeeping, runs
 from egomill.tasks import lake as lakes
 from egomill.tasks.lake import FRESH_DAYS, Lake, one_of
 
@@ -71,6 +72,37 @@ def test_versions_stay_as_long_as_they_should(tmp_path):
     assert lake.read("priors", version=version).equals(content)
     with pytest.raises(ValueError, match="-1 days"):
         housekeeping.keep(lake, days=-1)
+
+
+def test_a_version_is_as_old_as_what_replaced_it(tmp_path, monkeypatch):
+    lake = Lake(str(tmp_path))
+    rebuild(lake, 3, "a")
+    pinned, content = lake.version("priors"), lake.read("priors")
+    time.sleep(0.05)  # the table rests; who reads it at its end finds the version the newest, however old it is
+    lake.commit("priors", priors(lake, ["new"], "new"))
+    assert lake.compact("priors")  # which replaces a version, too
+    made = {v["version"]: v["timestamp"].timestamp() for v in lake.open("priors").versions()}
+    monkeypatch.setattr(lakes.time, "time", lambda: made[pinned] + 100)
+    assert lake.clean("priors", timedelta(seconds=100 - 0.02))["versions"] == pinned - 1  # those that were replaced before it rested
+    assert lake.read("priors", version=pinned).equals(content)
+    monkeypatch.setattr(lakes.time, "time", lambda: made[max(made)] + 100)
+    assert lake.clean("priors", timedelta(seconds=100))["versions"] == len(made) - pinned - 1
+    assert lake.clean("priors", timedelta(seconds=99))["versions"] == 1
+
+
+def test_a_run_that_lives_keeps_what_was_the_newest_since_it_began(tmp_path, monkeypatch):
+    monkeypatch.setattr(alive, "QUIET", 0.0)
+    lake = Lake(str(tmp_path))
+    rebuild(lake, 3, "a")
+    with runs.recorded(lake, "rebuild", Profile.load("local")):
+        pinned, content = lake.version("priors"), lake.read("priors")
+        rebuild(lake, 3, "b")
+        told = {t["table"]: t for t in housekeeping.keep(lake, days=0)}["priors"]
+        assert told["versions_removed"] == pinned - 1
+        assert lake.read("priors", version=pinned).equals(content)
+    housekeeping.keep(lake, days=0)
+    with pytest.raises(ValueError, match="not found"):
+        lake.read("priors", version=pinned)
 
 
 def test_a_dead_writers_files_go_and_a_live_ones_stay(tmp_path):

@@ -6,9 +6,26 @@ import pyarrow as pa
 import pytest
 
 from egomill.schemas.config import Profile
-from egomill.schemas.tables import TABLES
+from egomill.schemas.tables import TABLES, take_of
 from egomill.tasks import releases
 from egomill.tasks.lake import Glimpse, Lake, one_of
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "take"),
+    [
+        ("takes", ("a.b",), "a.b"),
+        ("clips", ("a.b.cam01.000000",), "a.b"),
+        ("latents", ("a#b.cam01.000000", "model"), "a#b"),
+        ("failures", ("a#/data/a", "takes"), "a"),
+        ("failures", ("a#b", "clips"), "a#b"),
+        ("failures", ("a.cam01.000000", "takes"), "a.cam01.000000"),  # a take may be called like another's clip
+        ("failures", ("a.cam01.000000", "latents/m"), "a"),
+        ("runs", ("a.cam01.000000",), ""),
+    ],
+)
+def test_whose_row_it_is_stands_in_its_key(table, key, take):
+    assert take_of(table, key) == take
 
 
 def captions(lake: Lake, texts: dict[str, str]) -> str:
@@ -57,6 +74,13 @@ def test_a_release_pins_versions_and_refuses_doubled_keys(tmp_path):
     lake, profile = Lake(str(tmp_path)), Profile.load("local")
     with pytest.raises(ValueError, match="no release"):
         releases.get(lake)
+    with pytest.raises(ValueError, match="no clip has come through all stages"):
+        releases.publish(lake, "r1", profile, "first")
+    with pytest.raises(ValueError, match="cannot be named so"):
+        releases.publish(lake, "r1", profile, "../first")
+    assert releases.every(lake) == []
+    for table in ("clips", "latents"):
+        lake.upsert(table, [{"clip_id": "take.cam01.0", "model": "m"} if table == "latents" else {"clip_id": "take.cam01.0"}])
     row, new = releases.publish(lake, "r1", profile, "first")
     assert new
     assert releases.publish(lake, "r2", profile) == (releases.get(lake), False)

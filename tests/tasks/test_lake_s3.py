@@ -10,7 +10,9 @@ from botocore.exceptions import ClientError
 from test_lake_concurrent import check_every_version
 from writers import at_once, upsert, write
 
-from egomill.tasks.lake import Lake, one_of
+from egomill.schemas.fingerprint import digest
+from egomill.tasks import repair
+from egomill.tasks.lake import Damaged, Lake, one_of
 
 
 def test_the_server_honours_what_commits_stand_on(s3_lake):
@@ -54,6 +56,32 @@ def test_what_a_lake_does(s3_lake):
     assert content(first) == {"a": "1", "b": "1"}  # tagged
     lake.commit("captions", young)
     assert content() == {**expected, "z": "young"}
+
+
+def test_damage_is_noticed_and_a_forgotten_take_refused(s3_lake):
+    lake, client, bucket = Lake(s3_lake), boto3.client("s3"), s3_lake.split("/")[2]
+    for clip in ("a.cam01.0", "b.cam01.0"):
+        lake.upsert("captions", [{"clip_id": clip, "text": clip}])
+    digests = {path: lake.sha256("captions", path) for path in lake.files_of("captions")}
+    assert all(digests.values())
+    assert len(digests) == 3
+    assert lake.lacking("captions") == lake.altered("captions") == {}
+    path = next(path for path in digests if path.startswith("data/"))
+    client.put_object(Bucket=bucket, Key=f"some/lake/captions.lance/{path}", Body=b"")
+    assert path in lake.lacking("captions")
+    assert lake.sha256("captions", path) not in ("", digests[path])
+    with pytest.raises(Damaged, match="egomill repair"):
+        lake.read("captions")
+    assert [m["rows"] for m in repair.repair(lake)["mended"]] == [1]
+    assert lake.count("captions") == 1
+    client.put_object(Bucket=bucket, Key=f"some/lake/captions.lance/{min(lake.files_of('captions'))}", Body=b"cut")
+    assert repair.repair(lake)["mended"][0]["what"] == "stands at version 3 again"
+
+    lake.upsert("forgotten", [{"take": digest("c")}])
+    before = lake.files("captions")
+    with pytest.raises(ValueError, match="was forgotten"):
+        lake.upsert("captions", [{"clip_id": "c.cam01.0"}])
+    assert lake.files("captions") == before
 
 
 def test_two_writers_of_overlapping_keys(s3_lake):

@@ -16,7 +16,7 @@ from egomill.schemas.config import Directions, Profile
 from egomill.schemas.tensors import pack, unpack
 from egomill.tasks import adapters, bases, gate, generate, latents, releases, samples, scores, train, train_loop, video
 from egomill.tasks.alive import beating
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import Damaged, Lake
 from egomill.tasks.tracking import BY, Tracker
 
 SMALL = ["train.steps=2", "train.rank=4", "train.alpha=8", "train.batch=2", "train.workers=1", "train.checkpoint_every=1"]
@@ -204,3 +204,14 @@ def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
     advance(two, second, 2)
     for name, parameter in parameters.items():
         assert torch.equal(parameter, others[name]), name
+
+
+def test_a_damaged_row_ends_the_training_by_name(built, ray_cluster, monkeypatch):
+    monkeypatch.setattr(train, "RESTARTS", 0)
+    lake, keys, profile, release, tracker = built
+    (row,) = lake.rows("latents", keys[:1])
+    lake.upsert("latents", [{**row, "ego": row["exo"]}])  # other values, under the digest of those that were committed
+    damaged = {**release, "name": "damaged", "tables": {**release["tables"], "latents": lake.version("latents")}}
+    with pytest.raises(Damaged, match=f"row {keys[0]} .* of table latents is not what was committed: `egomill repair`"):
+        train.train(lake, damaged, with_(profile, batch=4), tracker, "night")
+    lake.upsert("latents", [row])

@@ -13,7 +13,9 @@ from egomill.kernels import directions as rays
 from egomill.kernels.cameras import Camera, aria_rgb
 from egomill.kernels.poses import transform
 from egomill.kernels.prior import render_prior
+from egomill.schemas.fingerprint import content_of
 from egomill.schemas.outcome import Rejected
+from egomill.schemas.tables import NO_CONTENT, as_stored
 from egomill.schemas.tensors import pack, pack_depth
 from egomill.tasks import video
 from egomill.tasks.lake import Lake
@@ -52,7 +54,7 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2, source:
     ids = []
     Path(root).mkdir(parents=True, exist_ok=True)
     for i in range(clips):
-        made = {"fingerprint": f"f{i}", "run_id": "run", "content": f"c{i}"}
+        made = {"fingerprint": f"f{i}", "run_id": "run"}
         key, take = f"take{i % takes}.cam01.{i}", f"take{i % takes}"
         ids.append(key)
         T_exo = torch.eye(4)
@@ -109,7 +111,8 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2, source:
             | {"root": root, "fps": FPS, "frames": FRAMES, "files": files}
         )
     for table, rows in tables.items():
-        lake.upsert(table, rows)
+        stored = as_stored(table, rows)
+        lake.upsert(table, [{**row, "content": row["content"] or content_of(row, NO_CONTENT)} for row in stored])
     return ids
 
 
