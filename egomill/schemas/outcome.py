@@ -49,7 +49,7 @@ REASONS = {
 }
 
 FAULTS = {  # reasons of failed rows, beside the names of exceptions that a worker raised
-    "Timeout": "the row took longer than resources.timeout (or timeouts) allows; the detail is where it hung",
+    "Timeout": "the row took longer than resources.timeout, timeouts and timeout_per_second allow; the detail is where it hung",
     "WorkerDied": "the process died while it worked on the row: a crash, or out of memory",
 }
 

@@ -29,9 +29,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import ray
-import ray.data
-
 PACKAGE = Path(__file__).parent.parent
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -55,6 +52,9 @@ def connect() -> None:
 
     Errors: ValueError, in one line, where a local Ray does not come up.
     """
+    import ray
+    import ray.data
+
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors reach us as exceptions; the rest is noise on a terminal
@@ -77,6 +77,8 @@ def connect() -> None:
 
 def _start() -> None:
     """A Ray of our own."""
+    import ray
+
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # nobody restarts a local one; 60 s by default
     os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # 15 s by default, in which a busy machine imports little
     folder = room()
@@ -102,6 +104,8 @@ def _start() -> None:
 
 
 def _end(folder: Path) -> None:
+    import ray
+
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -159,7 +163,7 @@ def _private() -> Iterator[None]:
     say how it ended. They still die with the driver: the kernel sees to that.
     """
     from ray._private import ray_constants, services
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     apart = partial(services.ConsolePopen, process_group=0)
     alone = patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False)
@@ -181,6 +185,8 @@ def code(empty: str) -> dict[str, Any]:
 
 def require(what: str, cpus: float, gpus: float) -> None:
     """ValueError where this machine, alone, can never give an actor so much: it would wait for ever. A cluster may grow."""
+    import ray
+
     has = ray.cluster_resources()
     if not address() and (cpus > has.get("CPU", 0) or gpus > has.get("GPU", 0)):
         raise ValueError(f"{what} takes {cpus:g} CPUs and {gpus:g} GPUs; here are {has.get('CPU', 0):g} and {has.get('GPU', 0):g}")
