@@ -33,6 +33,9 @@ PACKAGE = Path(__file__).parent.parent
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # for all that this process starts: Ray reads it once
+    "RAY_enable_metrics_collection": "0",  # metrics would be told without a token
+    "AUTOSCALER_METRIC_PORT": "-1",  # which cannot be: Ray notes so in its log, and goes on without
+    "DASHBOARD_METRIC_PORT": "-1",
     "GLOO_SOCKET_IFNAME": "lo",  # on which the workers of a training listen to one another
     "NCCL_SOCKET_IFNAME": "lo",
 }
