@@ -10,7 +10,6 @@ import builtins
 import ctypes
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -22,15 +21,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-import cloudpickle
-
 from egomill.tasks.watch import UNEXPLAINED, Journal
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def each(shards: list[list[dict]], at_once: int, threads: int, arguments: dict[str, Any]) -> Iterator[Any]:
-    """What `Actor(**arguments).work(shard)` returns, of every shard, as they finish. `arguments` are those that an actor on Ray gets."""
+def each(shards: list[list[dict]], at_once: int, threads: int, arguments: bytes) -> Iterator[Any]:
+    """What `Actor(**arguments).work(shard)` returns, of every shard, as they finish; `arguments` come pickled."""
     todo = deque(shards)
     busy = [Child(arguments, threads, todo.popleft()) for _ in range(min(at_once, len(shards)))]
     try:
@@ -53,16 +50,17 @@ def each(shards: list[list[dict]], at_once: int, threads: int, arguments: dict[s
 class Child:
     """A process at work on a shard; where it dies, the next one."""
 
-    def __init__(self, arguments: dict[str, Any], threads: int, shard: list[dict]) -> None:
+    def __init__(self, arguments: bytes, threads: int, shard: list[dict]) -> None:
         self.journal, self.shard, self.unborn = Journal(), shard, 0
-        self.made_of = cloudpickle.dumps({**arguments, "me": uuid.uuid4().hex})  # the same after a restart
+        self.arguments, self.name = arguments, uuid.uuid4().hex  # the same after a restart
         self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # as Ray sets it
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.start()
 
     def start(self) -> None:
         self.pipe, theirs = Pipe()
-        program = f"import sys; sys.path[:] = {sys.path!r}; from egomill.tasks.child import main; main({theirs.fileno()}, {os.getpid()})"
+        call = f"main({theirs.fileno()}, {os.getpid()}, {self.name!r})"
+        program = f"import sys; sys.path[:] = {sys.path!r}; from egomill.tasks.child import main; {call}"
         command = [sys.executable, "-P", "-c", program]
         self.errors.seek(0)
         self.errors.truncate()
@@ -77,7 +75,7 @@ class Child:
         self.shard = shard
         try:
             if not self.born:
-                self.pipe.send_bytes(self.made_of)
+                self.pipe.send_bytes(self.arguments)
             self.pipe.send_bytes(json.dumps(shard).encode())
         except BrokenPipeError:
             pass  # which `hear` notices
@@ -114,7 +112,7 @@ class Child:
         self.pipe.close()
 
 
-def main(descriptor: int, parent: int) -> None:
+def main(descriptor: int, parent: int, me: str) -> None:
     """The process: shards in, results out, until its driver goes."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -129,7 +127,7 @@ def main(descriptor: int, parent: int) -> None:
         tell(method, *arguments)
         return json.loads(pipe.recv_bytes()) if method == "begin" else None
 
-    arguments, actor = pickle.loads(pipe.recv_bytes()), None  # from the driver
+    arguments, actor = pipe.recv(), None
     while True:
         try:
             shard = json.loads(pipe.recv_bytes())
@@ -138,7 +136,7 @@ def main(descriptor: int, parent: int) -> None:
         try:
             from egomill.tasks.stage import Actor
 
-            actor = actor or Actor(**arguments, ask=ask)
+            actor = actor or Actor(**arguments, me=me, ask=ask)
             tell("done", actor.work(shard))
         except Exception as error:
             plain = type(error).__module__ == "builtins" and all(isinstance(a, str | int) for a in error.args)

@@ -53,7 +53,7 @@ def connect() -> None:
     """Idempotent. A local Ray runs without dashboard and ends with this process, and this process soon after a Ray that dies: to go on
     is to start again.
 
-    Errors: ValueError, in one line, where a local Ray does not come up.
+    Errors: ValueError, in one line, where a local Ray does not come up or a cluster does not let us in.
     """
     import ray
     import ray.data
@@ -65,8 +65,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if cluster := address():
-        with tempfile.TemporaryDirectory() as empty:
-            ray.init(cluster, runtime_env=code(empty), log_to_driver=False, logging_level=logging.ERROR)
+        _join(cluster)
     else:
         _start()
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
@@ -76,6 +75,26 @@ def connect() -> None:
     context.execution_options.verbose_progress = False
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _join(cluster: str) -> None:
+    """The cluster at this address."""
+    import ray
+
+    host, _, port = cluster.rpartition(":")
+    try:
+        if host and port.isdecimal() and "/" not in host:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()  # Ray itself would ask for a minute
+        with tempfile.TemporaryDirectory() as empty:
+            ray.init(cluster, runtime_env=code(empty), log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        raise ValueError(
+            f"RAY_ADDRESS={cluster}: {_first_line(error)}; name a cluster that answers, or unset it to work here alone"
+        ) from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _start() -> None:
@@ -100,7 +119,7 @@ def _start() -> None:
                 break
     shutil.rmtree(folder, ignore_errors=True)
     load = f"{os.getloadavg()[0]:.0f} processes wait for {os.cpu_count()} CPUs"
-    said = next(iter(str(why).splitlines()), "") or type(why).__name__
+    said = _first_line(why)
     raise ValueError(
         f"Ray does not start on this machine: {said} ({load}); try again when it has less to do, or name a cluster: RAY_ADDRESS"
     ) from why
@@ -192,4 +211,12 @@ def require(what: str, cpus: float, gpus: float) -> None:
 
     has = ray.cluster_resources()
     if not address() and (cpus > has.get("CPU", 0) or gpus > has.get("GPU", 0)):
-        raise ValueError(f"{what} takes {cpus:g} CPUs and {gpus:g} GPUs; here are {has.get('CPU', 0):g} and {has.get('GPU', 0):g}")
+        here = f"here are {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
+        raise ValueError(f"{what} takes {cpus:g} CPUs and {gpus:g} GPUs; {here}: ask for less, or name a cluster (RAY_ADDRESS)")
+
+
+def cpus() -> float:
+    """Of this machine, as a local Ray counts them: in a container, those that it may use."""
+    from ray._private.utils import get_num_cpus
+
+    return get_num_cpus()

@@ -16,9 +16,7 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import queue
-import sys
 import tempfile
 import threading
 import time
@@ -512,25 +510,23 @@ def _shards(rows: pa.Table, items: list[Item] | None, resources: Resources, at_o
 
 def _few(stage: Stage, rows: int, resources: Resources) -> bool:
     """Whether so many rows are sooner made in processes of our own. What asks for GPUs, or for more than is here, Ray places or refuses."""
-    from egomill.tasks.cluster import address
+    from egomill.tasks.cluster import address, cpus
 
-    return rows <= FEW and not address() and not resources.gpus.get(stage.name) and resources.cpus.get(stage.name, 1.0) <= _cpus()
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return rows <= FEW and not address() and not resources.gpus.get(stage.name) and resources.cpus.get(stage.name, 1.0) <= cpus()
 
 
 def _here(
     stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
 ) -> Generator[_Result]:
     """As `_on_ray`, in processes of our own."""
-    from egomill.tasks import child
+    from ray import cloudpickle  # code of ours for a process of ours, as it travels to Ray's
+
+    from egomill.tasks import child, cluster
 
     cpus = resources.cpus.get(stage.name, 1.0)
-    at_once = min(len(rows), resources.actors.get(stage.name, len(rows)), int(_cpus() / cpus) if cpus else len(rows))
+    at_once = min(len(rows), resources.actors.get(stage.name, len(rows)), int(cluster.cpus() / cpus) if cpus else len(rows))
     arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources}
-    yield from child.each(_shards(rows, items, resources, at_once), at_once, max(1, int(cpus)), arguments)
+    yield from child.each(_shards(rows, items, resources, at_once), at_once, max(1, int(cpus)), cloudpickle.dumps(arguments))
 
 
 def _on_ray(

@@ -80,6 +80,7 @@ class Watch:
         """Around the work on some rows; gives those that are lost."""
         work = f"shard {keys[0]}"
         _, lost = self.ask("begin", work, keys)
+        self.file.touch(mode=0o600)
         with self.file.open("a") as self.words:
             faulthandler.enable(self.words)
             try:

@@ -38,7 +38,7 @@ run(Stage("captions", {"clips": ("take_name",)}, {}, partial(make, sys.argv[2]),
 
 def test_few_rows_start_no_ray_and_as_many_processes_as_there_is_room(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("no need"))
-    monkeypatch.setattr(stage, "_cpus", lambda: 3)
+    monkeypatch.setattr(cluster, "cpus", lambda: 3)
     lake, started = Lake(str(tmp_path)), []
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])

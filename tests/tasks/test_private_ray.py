@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import ray
 
 from egomill.schemas.config import Resources
 from egomill.tasks import cluster, stage
@@ -124,6 +125,21 @@ except ValueError as error:
         assert done.stdout.startswith(f"{tries} False Ray does not start on this machine: "), done.stdout
         assert says in done.stdout
         assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", r"RAY_ADDRESS=127\.0\.0\.1:1: .*Connection refused; name a cluster that answers"),
+        ("no-such-host.invalid:6379", r"RAY_ADDRESS=no-such-host\.invalid:6379: .*; name a cluster"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_said_so(monkeypatch, address, says):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("it cannot be reached"))
+    with pytest.raises(ValueError, match=says):
+        cluster.connect()
 
 
 def test_nothing_is_left_behind_when_it_ends(tmp_path):
