@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray.cloudpickle  # noqa: F401, before there is no path to it
 
 from egomill.schemas.config import Resources
-from egomill.tasks import cluster, stage
+from egomill.tasks import child, cluster, stage
 from egomill.tasks.lake import Lake
 from tests.tasks.test_stage import GENEROUS, add_clips, texts, toy
 
@@ -40,13 +41,13 @@ def test_few_rows_start_no_ray_and_as_many_processes_as_there_is_room(tmp_path, 
     monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("no need"))
     monkeypatch.setattr(cluster, "cpus", lambda: 3)
     lake, started = Lake(str(tmp_path)), []
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    start = child.Child.start
+    monkeypatch.setattr(child.Child, "start", lambda self: started.append(self) or start(self))
     add_clips(lake, [str(i) for i in range(8)])
     assert stage.run(toy(), lake, "r1", Resources(shard=2, cpus={"captions": 1.5})).computed == 8
     assert sorted(texts(lake).values()) == [f"hello {i}" for i in range(8)]
     assert len(started) == 2
-    assert all(process.returncode is not None for process in started)
+    assert all(each.process.returncode is not None for each in started)
 
 
 def test_ray_is_for_more_rows_for_gpus_and_for_clusters(monkeypatch):
