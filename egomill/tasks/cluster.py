@@ -39,6 +39,7 @@ PRIVATE = {
     "GLOO_SOCKET_IFNAME": "lo",  # on which the workers of a training listen to one another
     "NCCL_SOCKET_IFNAME": "lo",
 }
+LOOPBACK = "127.0.0.1"
 TRIES = 3  # to start a Ray of our own
 SOCKET = len("ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")  # the longest that Ray puts into its folder
 
@@ -104,13 +105,15 @@ def _start() -> None:
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # nobody restarts a local one; 60 s by default
     os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # 15 s by default, in which a busy machine imports little
     folder = room()
+    atexit.register(_end, folder)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 * 1024**2, "_temp_dir": str(folder / "ray")}
     why = None
     for _ in range(TRIES):
         try:
+            with socket.create_server((LOOPBACK, 0)) as probe:  # in some containers there is none
+                socket.create_connection(probe.getsockname(), timeout=10).close()
             with _private():
                 ray.init("local", log_to_driver=False, logging_level=logging.ERROR, **options)
-            atexit.register(_end, folder)
             return
         except Exception as error:  # a busy machine may need longer than the 30 s that Ray gives itself
             why = error
@@ -119,10 +122,8 @@ def _start() -> None:
                 break
     shutil.rmtree(folder, ignore_errors=True)
     load = f"{os.getloadavg()[0]:.0f} processes wait for {os.cpu_count()} CPUs"
-    said = _first_line(why)
-    raise ValueError(
-        f"Ray does not start on this machine: {said} ({load}); try again when it has less to do, or name a cluster: RAY_ADDRESS"
-    ) from why
+    what_to_do = "try again when it has less to do, or name a cluster: RAY_ADDRESS"
+    raise ValueError(f"Ray does not start on this machine: {_first_line(why)} ({load}); {what_to_do}") from why
 
 
 def _end(folder: Path) -> None:
