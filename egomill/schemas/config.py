@@ -161,6 +161,7 @@ class Resources(Section):
     actors: dict[str, int] = {}  # of one stage at a time, over all machines, at most; not named: as many as there is room and work for
     timeout: float = Field(default=1800.0, ge=0)  # seconds that one row may take before it is given up as hung; 0: no limit
     timeouts: dict[str, float] = {}  # of single stages
+    timeout_per_second: float = Field(default=10.0, ge=0)  # on top of it, for every second that a take lasts (takes, clips)
     failure_threshold: float = Field(default=0.2, ge=0, le=1)  # share of failed (not rejected) rows above which a run fails
     attempts: int = 3  # of a failed row
 

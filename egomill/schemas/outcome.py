@@ -50,7 +50,7 @@ REASONS = {
 }
 
 FAULTS = {  # reasons of failed rows, beside the names of exceptions that a worker raised
-    "Timeout": "the row took longer than resources.timeout (or timeouts) allows; the detail is where it hung",
+    "Timeout": "the row took longer than resources.timeout, timeouts and timeout_per_second allow; the detail is where it hung",
     "Damaged": "a row that it is made from is not what was committed: `egomill repair` has that one made again",
     "WorkerDied": "the process died while it worked on the row: a crash, or out of memory",
 }

@@ -25,6 +25,7 @@ from egomill.schemas.tensors import pack, unpack
 from egomill.tasks import video, views
 from egomill.tasks.lake import Lake
 from egomill.tasks.stage import Stage
+from egomill.tasks.watch import lasts
 
 SPLITS = ("train", "test", "unseen")
 READS = ("take_uid take_name root split fps frames ego_video ego_camera T_world_ego exo files task descriptions").split()  # noqa: SIM905
@@ -47,6 +48,7 @@ class Windows:
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         take, recipe = row["takes"], self.recipe
+        lasts(take["frames"] / take["fps"])
         stride = stride_of(take["fps"], recipe)
         span = (recipe.frames - 1) * stride + 1
         hop = max(1, round(recipe.hop * take["fps"]))

@@ -39,6 +39,7 @@ from egomill.tasks.untrusted import (
     regular,
     stat_signature,
 )
+from egomill.tasks.watch import lasts
 
 MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
 RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
@@ -183,6 +184,7 @@ class Reader:
         """Frames that all videos have, and their rate. Bad where lengths differ by more than the slack, or rates by more than 1 %."""
         lengths = {name: info.frames for name, info in infos.items()}
         rates = {name: info.fps for name, info in infos.items()}
+        lasts(max(lengths[name] / rates[name] for name in infos))
         if max(lengths.values()) - min(lengths.values()) > self.settings.frame_slack:
             raise Bad("frame_counts_disagree", json.dumps({Path(name).name: n for name, n in lengths.items()}))
         if max(rates.values()) > 1.01 * min(rates.values()):

@@ -1,10 +1,11 @@
 """Run a stage over what is pending: the only `map_batches`.
 
 A stage is a value; its worker is a plain callable, a row in, a row (or several, or `Rejected`) out, and runs as well without Ray. The
-runner asks three questions of the tables (what goes in, what is there already, what has failed before), hands shards of keys to Ray actors,
-and commits shards as they come back. Killing it at any moment costs the shards in flight and nothing else: the next run asks again.
+runner asks three questions of the tables (what goes in, what is there already, what has failed before), hands shards of keys to Ray actors
+(those of a handful of rows to processes of our own: a Ray would take longer to come up), and commits shards as they come back. Killing it
+at any moment costs the shards in flight and nothing else: the next run asks again.
 
-Only keys travel through Ray: actors read their rows at pinned versions and write their results as files that the driver then commits.
+Only keys travel: actors read their rows at pinned versions and write their results as files that the driver then commits.
 What is asked of whole tables is asked in Arrow; Python sees only the rows that are to be made.
 """
 
@@ -44,6 +45,7 @@ Worker = Callable[[dict], dict | list[dict] | Rejected]
 MEMORY = 64 * 1024**2  # bytes of inputs, and of results, that an actor holds at a time (a single row may be more)
 SHOWN = 5  # failed rows of one reason that are logged with all they left; the table holds them all
 PATIENCE = 10.0  # seconds that finished rows wait to be committed with others at most
+FEW = 8  # rows that need no Ray
 AT_ONCE = 5000  # rows in one commit at most: filters that name a hundred thousand keys are slow
 STATES = ("current", "rejected", "failed", "blocked", "pending", "gone")
 
@@ -144,12 +146,15 @@ def run(
 
     if len(states["pending"]) or len(states["blocked"]):
         recipes.record(lake, stage.parts)
+    made = None
     if len(states["pending"]):
         from egomill.tasks.cluster import connect
 
-        connect()  # here, and not where results are waited for: a local Ray dies with the thread that started it
+        few = _few(stage, len(states["pending"]), resources)
+        if not few:
+            connect()  # here, and not where results are waited for: a local Ray dies with the thread that started it
+        made = (_here if few else _on_ray)(stage, lake, run_id, versions, states["pending"], items, resources)
     seen, todo = 0, len(states["blocked"]) + len(states["pending"])
-    made = _on_ray(stage, lake, run_id, versions, states["pending"], items, resources) if len(states["pending"]) else None
     for fragments, outcomes in itertools.chain(_blocked(states["blocked"]), _as_they_come(made) if made else ()):
         _record(stage, lake, run_id, fragments, outcomes)
         for outcome in outcomes:
@@ -350,32 +355,25 @@ def _slices(rows: pa.Table, size: int) -> Iterator[pa.Table]:
 # -- who does it -------------------------------------------------------------------------------------------------------
 
 
-class _Actor:
-    """One Ray actor of a stage: holds the worker (and its models), turns shards of keys into written fragments and outcomes."""
+class Actor:
+    """A process of a stage: holds the worker (and its models), turns shards of keys into written fragments and outcomes.
 
-    def __init__(self, stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], resources: Resources, journal: Any) -> None:
-        import ray
+    Its name `me` is that of the process before it, where that died; `ask(method, *arguments)` reaches the journal of both.
+    """
+
+    def __init__(
+        self, stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], resources: Resources, me: str, ask: Callable[..., Any]
+    ) -> None:
         import torch
 
         torch.set_num_threads(1)  # actors share the machine; parallelism is theirs
         self.stage, self.lake, self.run_id, self.versions, self.least = stage, lake, run_id, versions, resources.shard
-        me = ray.get_runtime_context().get_actor_id()  # the same after a restart
-        ray.get(journal.met.remote(ray.get_runtime_context().current_actor))
         seconds = resources.timeouts.get(stage.name, resources.timeout)
-        words = Path(tempfile.gettempdir()) / f"egomill-{me}.words"
-
-        def ask(method: str, *arguments: Any) -> Any:  # calls arrive in their order; whose answer nobody needs is not waited for
-            answer = getattr(journal, method).remote(*arguments)
-            return ray.get(answer) if method == "begin" else None
-
-        self.watch = Watch(words, ask, seconds)
+        self.watch = Watch(Path(tempfile.gettempdir()) / f"egomill-{me}.words", ask, seconds, resources.timeout_per_second)
         self.watch.making(f"worker {me}")
         check_code(stage.module, stage.parts["code"])  # which the driver wrote down
         self.worker = stage.worker()
         self.watch.made(f"worker {me}")
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"result": [json.dumps(self.work(json.loads(str(batch["job"][0]))))]}
 
     def work(self, rows: list[dict]) -> _Result:
         fragments, outcomes, made, size = [], [], [], 0
@@ -429,6 +427,25 @@ class _Actor:
                 inputs, nbytes = {part[0]["key"]: {"damaged": error}}, MEMORY
             size = max(self.least, len(part) * MEMORY // max(nbytes, 1))
             yield from ((row, inputs[row["key"]]) for row in part)
+
+
+class _RayActor(Actor):
+    """On Ray, where the journal is an actor, too."""
+
+    def __init__(self, journal: Any, **arguments: Any) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        ray.get(journal.met.remote(context.current_actor))
+
+        def ask(method: str, *arguments: Any) -> Any:  # calls arrive in their order; whose answer nobody needs is not waited for
+            answer = getattr(journal, method).remote(*arguments)
+            return ray.get(answer) if method == "begin" else None
+
+        super().__init__(**arguments, me=str(context.get_actor_id()), ask=ask)  # the same after a restart
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"result": [json.dumps(self.work(json.loads(str(batch["job"][0]))))]}
 
 
 class _Ear(logging.Handler):
@@ -500,6 +517,35 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _shards(rows: pa.Table, items: list[Item] | None, resources: Resources, at_once: int) -> list[list[dict]]:
+    """Lines of the ledger, of items with the item, in parts for `at_once` actors."""
+    at_hand = {item.key: {"item": item.row} for item in items or []}
+    each = -(-len(rows) // (resources.shard * at_once))  # shards for every actor the same, or at the end one works alone
+    size = -(-len(rows) // min(each * at_once, resources.shards))
+    return [[{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size)]
+
+
+def _few(stage: Stage, rows: int, resources: Resources) -> bool:
+    """Whether so many rows are sooner made in processes of our own. What asks for GPUs, or for more than is here, Ray places or refuses."""
+    from egomill.tasks.cluster import address, cpus
+
+    return rows <= FEW and not address() and not resources.gpus.get(stage.name) and resources.cpus.get(stage.name, 1.0) <= cpus()
+
+
+def _here(
+    stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
+) -> Generator[_Result]:
+    """As `_on_ray`, in processes of our own."""
+    from ray import cloudpickle  # code of ours for a process of ours, as it travels to Ray's
+
+    from egomill.tasks import child, cluster
+
+    cpus = resources.cpus.get(stage.name, 1.0)
+    at_once = min(len(rows), resources.actors.get(stage.name, len(rows)), int(cluster.cpus() / cpus) if cpus else len(rows))
+    arguments = {"stage": stage, "lake": lake, "run_id": run_id, "versions": versions, "resources": resources}
+    yield from child.each(_shards(rows, items, resources, at_once), at_once, max(1, int(cpus)), cloudpickle.dumps(arguments))
+
+
 def _on_ray(
     stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], rows: pa.Table, items: list[Item] | None, resources: Resources
 ) -> Generator[_Result]:
@@ -513,7 +559,6 @@ def _on_ray(
 
     from egomill.tasks.cluster import require
 
-    at_hand = {item.key: {"item": item.row} for item in items or []}
     # The journal stays on the driver's machine: one that dies must not take it along.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     journal: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Journal).remote()
@@ -523,14 +568,11 @@ def _on_ray(
     there, most = ray.cluster_resources(), resources.actors.get(stage.name, len(rows))
     fit = [int(there.get(kind, 0) / each) for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
     at_once = max(1, min(most, len(rows), *fit))
-    each = -(-len(rows) // (resources.shard * at_once))  # shards for every actor the same, or at the end one works alone
-    size = -(-len(rows) // min(each * at_once, resources.shards))
-    shards = ([{**row, **at_hand.get(row["key"], {})} for row in part.to_pylist()] for part in _slices(rows, size))
-    jobs = [{"job": json.dumps(shard)} for shard in shards]
+    jobs = [{"job": json.dumps(shard)} for shard in _shards(rows, items, resources, at_once)]
     table = ray.data.from_items(jobs, override_num_blocks=len(jobs))
     # Ray Data would start with one actor and add others when half of a short stage is over.
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs)), initial_size=min(at_once, len(jobs)))
-    done = table.map_batches(_Actor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
+    done = table.map_batches(_RayActor, fn_constructor_kwargs=arguments, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus or None)
     try:
         for row in done.iter_rows():
             fragments, outcomes = json.loads(row["result"])

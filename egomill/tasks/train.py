@@ -11,6 +11,9 @@ import contextlib
 import json
 import logging
 import os
+import uuid
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +132,10 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from egomill.tasks.cluster import connect, interruptible
+    from egomill.tasks.cluster import address, connect, interruptible
 
     connect()
     settings = plan.profile.train
@@ -144,6 +147,7 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     trainer = TorchTrainer(
         train_loop.loop,  # type: ignore[arg-type]
         train_loop_config=plan,  # type: ignore[arg-type]
+        torch_config=TorchConfig() if address() else beside(),
         scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=settings.gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
@@ -165,6 +169,32 @@ def fit(plan: train_loop.Plan, name: str) -> Any:
     if result.checkpoint is None:
         raise RuntimeError(f"training {name} ended without a checkpoint: {result.error}")
     return result.checkpoint
+
+
+def beside() -> Any:
+    """How workers on one machine find each other: by a file that is theirs alone. The server that torch would start instead listens on all
+    of the machine's addresses, and believes everybody.
+    """
+    from ray._private import worker
+    from ray.train.torch import config
+
+    class Backend(config._TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(config._set_torch_distributed_env_vars)
+            kind = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
+            here: Any = worker._global_node
+            place = f"{here.get_session_dir_path()}/{uuid.uuid4().hex}"  # another one after a restart
+            ways = {"backend": kind, "init_method": f"file://{place}", "world_size": len(worker_group)}
+            join = partial(worker_group.execute_single_async, timeout_s=backend_config.timeout_s, **ways)
+            ray.get([join(rank, config._setup_torch_process_group, world_rank=rank) for rank in range(len(worker_group))])
+
+    @dataclass
+    class Beside(config.TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Beside()
 
 
 def share(workers: int, machines: list[dict[str, float]], gpu: bool) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,10 +60,15 @@ class Journal:
 
 
 class Watch:
-    """A process's side: `ask(method, *arguments)` reaches the journal, `file` is known to the process's successor as well."""
+    """A process's side: `ask(method, *arguments)` reaches the journal, `file` is known to the process's successor as well.
 
-    def __init__(self, file: Path, ask: Callable[..., Any], seconds: float) -> None:
-        self.file, self.ask, self.seconds = file, ask, seconds
+    A row may take `seconds` (0: no limit), and so many `more` for every second of a take, once its worker has said how long that lasts.
+    """
+
+    at_work: Watch | None = None  # on a row, in this process
+
+    def __init__(self, file: Path, ask: Callable[..., Any], seconds: float, more: float = 0.0) -> None:
+        self.file, self.ask, self.seconds, self.more = file, ask, seconds, more
         if file.exists():
             key, _, words = file.read_text(errors="replace").partition("\n")
             if key:
@@ -74,6 +80,7 @@ class Watch:
         """Around the work on some rows; gives those that are lost."""
         work = f"shard {keys[0]}"
         _, lost = self.ask("begin", work, keys)
+        self.file.touch(mode=0o600)
         with self.file.open("a") as self.words:
             faulthandler.enable(self.words)
             try:
@@ -85,16 +92,23 @@ class Watch:
 
     @contextmanager
     def row(self, key: str) -> Iterator[None]:
-        """Around the work on one row, which may take `seconds` (0: no limit)."""
+        """Around the work on one row."""
         self.words.write(json.dumps(key) + "\n")
         self.words.flush()
-        if self.seconds:
-            faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.words)
+        self.begun, Watch.at_work = time.monotonic(), self
+        self.limit(self.seconds)
         try:
             yield
         finally:
+            Watch.at_work = None
             faulthandler.cancel_dump_traceback_later()
             self.words.truncate(0)
+
+    def limit(self, seconds: float) -> None:
+        """From the row's beginning on."""
+        if self.seconds:
+            left = max(1.0, seconds - (time.monotonic() - self.begun))
+            faulthandler.dump_traceback_later(left, exit=True, file=self.words)
 
     def making(self, name: str) -> None:
         """Call before the worker is made. Models that do not fit kill the process again and again: RuntimeError then."""
@@ -104,3 +118,9 @@ class Watch:
 
     def made(self, name: str) -> None:
         self.ask("end", name)
+
+
+def lasts(seconds: float) -> None:
+    """A worker's word for how long the take lasts that it works on: its row may take the longer. Where nobody watches: nothing."""
+    if Watch.at_work:
+        Watch.at_work.limit(Watch.at_work.seconds + Watch.at_work.more * seconds)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_lake
 import torch
+from listeners import abroad, watched
 from tiny_lake import run_here
 
 from egomill.models import batch, egox, lora
@@ -94,7 +95,10 @@ def with_(profile: Profile, **changes) -> Profile:
 def test_the_same_global_batch_trains_the_same_adapter(built, ray_cluster, other):
     lake, _, profile, release, tracker = built
     one = train.existing(release, profile, tracker) or train.train(lake, release, profile, tracker, "night")
-    two = train.train(lake, release, with_(profile, **other), tracker, "night")
+    with watched() as listened:
+        two = train.train(lake, release, with_(profile, **other), tracker, "night")
+    assert any(name.startswith("ray::RayTrainWorker") for name in listened.values()), listened
+    assert abroad(listened) == {}
     for metric in ("loss", "grad_norm", "val_loss"):
         assert tracker.history(one.run_id, metric) == pytest.approx(tracker.history(two.run_id, metric), rel=1e-4)
     others = adapters.tensors(two.folder)

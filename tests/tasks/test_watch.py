@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 from contextlib import nullcontext
 
 import pytest
 
-from egomill.tasks.watch import DEATHS, UNEXPLAINED, Journal, Watch
+from egomill.tasks.watch import DEATHS, UNEXPLAINED, Journal, Watch, lasts
 
 
 def watch(tmp_path, journal: Journal) -> Watch:
@@ -63,3 +64,18 @@ def test_a_worker_that_cannot_be_made_is_given_up(tmp_path):
         watch(tmp_path, journal).making("worker 1")
     with pytest.raises(RuntimeError, match="out of memory"):
         watch(tmp_path, journal).making("worker 1")
+
+
+def test_a_take_may_take_longer_by_its_seconds(tmp_path, monkeypatch):
+    armed = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(round(seconds)))
+    here = watch(tmp_path, Journal())
+    lasts(3600.0)  # nobody watches
+    for seconds, more, limits in ((100.0, 10.0, [100, 36100]), (100.0, 0.0, [100, 100]), (0.0, 10.0, [])):
+        here.seconds, here.more = seconds, more
+        armed.clear()
+        with here.shard(["a"]), here.row("a"):
+            lasts(3600.0)
+        assert armed == limits
+    lasts(3600.0)
+    assert armed == []
