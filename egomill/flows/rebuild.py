@@ -33,7 +33,7 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
     settings_ = Profile.load(profile, settings or [])
     at = Lake(lake)
     with recorded(at, "rebuild", settings_) as run:
-        found = do("discover", forget.withheld, at, sources.discover([Path(s) for s in sources_]))
+        found = do("discover", forget.withheld, at, sources.discover([Path(s) for s in sources_], settings_.ingest.allow))
         take, cut, *derived = stages(settings_)
         make(run, take, items=found)
         make(run, cut)
