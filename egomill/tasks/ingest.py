@@ -94,8 +94,10 @@ class Reader:
         if not sizes:
             raise Bad("no_exo_video", row["folder"])
         annotation = _annotation(Path(row["root"]), row, self.settings.allow)
-        told = {folder: set(videos) & set(annotation) - {cam for cam, file in videos.items() if file in row["barred"]}
-                for folder, videos in sizes.items()}  # fmt: skip
+        told = {
+            folder: {cam for cam, file in videos.items() if cam in annotation and file not in row["barred"]}
+            for folder, videos in sizes.items()
+        }
 
         def whole(folder: str) -> tuple[bool, int]:
             return any(map(_is_ego, told[folder])), len(told[folder])
@@ -209,6 +211,7 @@ class Reader:
         if not isinstance(listed, list) or not listed:
             raise Bad("no_camera_pose", "no ego_extrinsics")
         frames = min(frames, max(len(listed), frames - self.settings.frame_slack))  # 50 frames are stored, 49 count
+        T_world_ego = self._head(dict(enumerate(listed[: frames + self.settings.frame_slack + 1])), frames)
         lens = _exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:]))
         camera = _egox_exo(lens, exo)
         depth = next((str(Path(file).parent) for file in row["files"] if file.endswith(".npy")), None)
@@ -217,7 +220,6 @@ class Reader:
         told = float(entry["camera_intrinsics"][0][0]) / lens.params[0]  # EgoX gave its networks the intrinsics of the undistorted pictures
         view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None, told)
         ego_camera, lens_source = _ego_lens(root, None, ego)
-        T_world_ego = self._head(dict(enumerate(listed[: frames + self.settings.frame_slack + 1])), frames)
         check_reach(_known(T_world_ego), {"exo": view})
         self._check_steps(T_world_ego)
         return {

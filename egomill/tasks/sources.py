@@ -383,7 +383,7 @@ def egox(root: Path, allow: tuple[str, ...] = ()) -> Iterator[dict]:
     """Rows of meta.json's entries; a take is named by the folder of its videos. ValueError where it lists no such takes."""
     blank = {"layout": "egox", "split": "", "pose": "", "files": [], "descriptions": [], "fault": None}
     try:
-        meta = load_json(root / "meta.json", "take_unreadable", INDEX_LIMIT)
+        meta = load_json(inside(root, "meta.json", allow), "take_unreadable", INDEX_LIMIT)
     except Bad as bad:  # one row for what cannot be told apart
         key = f"{root}/meta.json"
         yield _row(root, ".", "meta.json", key) | blank | {"fault": [bad.rejected.reason, bad.rejected.detail]}
