@@ -25,7 +25,12 @@ out, err = Console(), Console(stderr=True)
 Lake = Annotated[str, typer.Option("--lake", "-l", envvar="EGOMILL_LAKE", help="Folder or object-store URI of the lake.")]
 Profile = Annotated[str, typer.Option("--profile", "-p", help="A named profile (local, paper) or a TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a setting: section.key=value. Repeatable.")]
+Allow = Annotated[
+    list[Path] | None,
+    typer.Option("--allow", help="A folder outside of the data sets that their links may lead to: scratch, a hub's cache. Repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+COUNTED = ("rows", "stage", "status", "reason", "upstream")
 Tracking = Annotated[str, typer.Option("--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default: a database in the lake.")]
 
 
@@ -71,12 +76,19 @@ def pretrain(
 
 @app.command()
 def rebuild(
-    sources: list[Path], lake: Lake = "lake", profile: Profile = "local", set_: Set = None, release: str = "", json_: Json = False
+    sources: list[Path],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    allow: Allow = None,
+    release: str = "",
+    json_: Json = False,
 ) -> None:
     """Bring the lake up to date with takes on disk and publish a release."""
     from egomill.flows.rebuild import rebuild as flow
 
-    _run(flow, json_, lake=lake, sources_=[str(s.absolute()) for s in sources], profile=profile, settings=set_ or [], release=release)
+    places, settings = [str(s.absolute()) for s in sources], _allowing(profile, set_, allow)
+    _run(flow, json_, lake=lake, sources_=places, profile=profile, settings=settings, release=release)
 
 
 @app.command()
@@ -190,6 +202,7 @@ def nightly(
     lake: Lake = "lake",
     profile: Profile = "local",
     set_: Set = None,
+    allow: Allow = None,
     tracking: Tracking = "",
     report: Annotated[str, typer.Option(help="Where the report page goes; default: in the lake.")] = "",
     json_: Json = False,
@@ -197,8 +210,8 @@ def nightly(
     """Rebuild, retrain, compare, report: what runs every night."""
     from egomill.flows.nightly import nightly as flow
 
-    places = [str(s.absolute()) for s in sources]
-    _run(flow, json_, lake=lake, sources_=places, profile=profile, settings=set_ or [], tracking=tracking, report=report)
+    places, settings = [str(s.absolute()) for s in sources], _allowing(profile, set_, allow)
+    _run(flow, json_, lake=lake, sources_=places, profile=profile, settings=settings, tracking=tracking, report=report)
 
 
 @app.command()
@@ -245,6 +258,7 @@ def plan(
     lake: Lake = "lake",
     profile: Profile = "local",
     set_: Set = None,
+    allow: Allow = None,
     rate: Annotated[float, typer.Option(help="TFLOP/s that one worker reaches in training, for hours.")] = 0.0,
     json_: Json = False,
 ) -> None:
@@ -255,7 +269,7 @@ def plan(
     if not sources:
         costs = sizes(profile, set_ or [], rate)
         return _answer(costs, json_, lambda: _costs(costs))
-    steps = ask(lake, [str(s.absolute()) for s in sources], profile, set_ or [])
+    steps = ask(lake, [str(s.absolute()) for s in sources], profile, _allowing(profile, set_, allow))
 
     def show() -> None:
         _table("a rebuild would", steps, ["stage", "inputs", "current", "compute", "may", "blocked", "retired", "unknown"])
@@ -435,11 +449,11 @@ def failures(
     retry: Annotated[str, typer.Option(help="Have the next run try the rows with this reason again (of --stage, or of all).")] = "",
     json_: Json = False,
 ) -> None:
-    """What was rejected and what failed, and why: counts, and a line for each of the first rows (--json: all of them, whole)."""
-    from collections import Counter
-
+    """What was rejected, what failed and which exo cameras were left out, and why: counts, and a line for each of the first rows, with the
+    later stages that wait for it in vain (--json: all rows, whole)."""
+    from egomill.tasks import runs
     from egomill.tasks.lake import Lake as Tables
-    from egomill.tasks.lake import ask, one_of
+    from egomill.tasks.lake import ask
 
     at = ask(lake)
     if retry:
@@ -447,21 +461,22 @@ def failures(
 
         again = {"pending": stages.retry(Tables(lake), retry, stage)}
         return _answer(again, json_, lambda: out.print(f"{again['pending']} rows are pending again: rebuild, and they are tried"))
-    where = " AND ".join(one_of(c, [v]) for c, v in (("stage", stage), ("reason", reason)) if v)
-    rows = at.read("failures", where=where or None).to_pylist()
-    counts = Counter((r["stage"], r["status"], r["reason"]) for r in rows)
+    rows = runs.failures(at, stage, reason)
+    causes = runs.by_cause(rows)
+    counts: dict[tuple, dict] = {}
+    for r in causes:
+        group = counts.setdefault(key := (r["stage"], r["status"], r["reason"]), dict(zip(COUNTED, (0, *key, 0), strict=True)))
+        group["rows"] += 1
+        group["upstream"] += len(r["upstream"])
 
     def show() -> None:
-        _table(
-            "how many",
-            [{"rows": n, "stage": s, "status": t, "reason": r} for (s, t, r), n in counts.items()],
-            ["rows", "stage", "status", "reason"],
-        )
-        for r in rows[:limit]:
+        _table("how many", list(counts.values()), list(COUNTED))
+        for r in causes[:limit]:
             last = r["detail"].strip().splitlines()[-1:] or [""]
-            out.print(f"{r['key']}  {r['stage']}  {r['reason']}: {last[0]}", highlight=False, soft_wrap=True)
-        if len(rows) > limit:
-            out.print(f"... and {len(rows) - limit} more: --limit, --stage, --reason")
+            then = f"; so none in {', '.join(r['upstream'])}" if r["upstream"] else ""
+            out.print(f"{r['key']}  {r['stage']}  {r['reason']}: {last[0]}{then}", highlight=False, soft_wrap=True)
+        if len(causes) > limit:
+            out.print(f"... and {len(causes) - limit} more: --limit, --stage, --reason")
 
     _answer(rows, json_, show)
 
@@ -559,6 +574,18 @@ def _run(flow: Any, json_: bool, **parameters: Any) -> None:
     result = flow(**parameters) if orchestrated else flow.fn(**parameters)
     if json_:
         _answer(result, True, lambda: None)
+
+
+def _allowing(profile: str, set_: list[str] | None, allow: list[Path] | None) -> list[str]:
+    """The overrides, with the folders of --allow beside those that the profile allows."""
+    from egomill.schemas.config import Profile as Settings
+
+    for place in allow or []:
+        if not place.exists():
+            raise ValueError(f"--allow {place}: no such folder")
+    known = Settings.load(profile, set_ or []).ingest.allow if allow else ()
+    places = json.dumps([*known, *(str(place.absolute()) for place in allow or [])], ensure_ascii=False)
+    return [*(set_ or []), *([f"ingest.allow={places}"] if allow else [])]
 
 
 def _tracker(lake: str, tracking: str) -> Any:

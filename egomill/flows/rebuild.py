@@ -27,9 +27,9 @@ def stages(profile: Profile) -> list[Stage]:
     ]
 
 
-def takes_in(lake: Lake, sources_: list[str]) -> list[Item]:
+def takes_in(lake: Lake, sources_: list[str], allow: tuple[str, ...]) -> list[Item]:
     """The takes below these folders, those that were forgotten without their names. ValueError where there is none."""
-    found = forget.withheld(lake, sources.discover([Path(s) for s in sources_]))
+    found = forget.withheld(lake, sources.discover([Path(s) for s in sources_], allow))
     if not found:
         raise ValueError(f"no take in {', '.join(sources_)}: looked for folders in takes/, and for what takes.json and meta.json list")
     return found
@@ -41,7 +41,7 @@ def rebuild(lake: str, sources_: list[str], profile: str = "local", settings: li
     settings_ = Profile.load(profile, settings or [])
     at = Lake(lake)
     with recorded(at, "rebuild", settings_) as run:
-        found = do("discover", takes_in, at, sources_)
+        found = do("discover", takes_in, at, sources_, settings_.ingest.allow)
         take, cut, *derived = stages(settings_)
         if not make(run, take, items=found).outputs:
             raise ValueError(f"none of the {len(found)} takes in {', '.join(sources_)} can be used: {releases.why_none(at)}")

@@ -26,7 +26,7 @@ from egomill.tasks.tracking import Tracker
 def plan(lake: str, sources_: list[str], profile: str = "local", settings: list[str] | None = None) -> list[dict]:
     """What `rebuild` with the same arguments would compute, a dict a stage (tasks/plan.py). Nothing is run or written."""
     settings_, at = Profile.load(profile, settings or []), Glimpse(lake)
-    found = takes_in(at, sources_)
+    found = takes_in(at, sources_, settings_.ingest.allow)
     chosen = selected(at, settings_.clips)
     take, cut, *derived = stages(settings_)
     steps = [(take, None, found), (cut, None, None), *((stage, chosen, None) for stage in derived)]
@@ -52,7 +52,7 @@ def adopt(
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "adopt", settings_, __name__) as run:
         made = _named(stage, settings_, lake, tracking)
-        items = None if made.reads else rederive.on_disk(run.lake)
+        items = None if made.reads else rederive.on_disk(run.lake, allow=settings_.ingest.allow)
         answer = adopting.adopt(made, run.lake, sample, tolerance, seed, items)
         run.detail = json.dumps(answer)
         return answer

@@ -29,6 +29,15 @@ class Ingest(Section):
     min_pose_coverage: float = Field(default=0.9, ge=0, le=1)
     max_step: float = 0.5  # metres the head may move between two frames
     frame_slack: int = Field(default=2, ge=0)  # videos of one take may differ by so many frames (the common part is used)
+    allow: tuple[str, ...] = ()  # folders outside of the data sets that links of theirs may lead to; no part of fingerprints
+
+    @field_validator("allow")
+    @classmethod
+    def _absolute(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for place in given:
+            if not Path(place).is_absolute():
+                raise ValueError(f"{place!r} is no absolute path: a run may have another working folder")
+        return given
 
 
 class Clips(Section):

@@ -50,6 +50,7 @@ TABLES: dict[str, pa.Schema] = {
         T_world_ego=TENSOR,  # [frames, 4, 4] float64, NaN where unknown; sensor (landscape) frame
         pose_coverage=_F,
         exo=_S,  # JSON {camera name: {video, camera, T_world_exo, depth: relative path or null, depth_kind, depth_focal}}
+        left_out=_S,  # JSON {exo camera, or folder of videos of a smaller size: [reason, detail]}: not used, and why
         prior_video=_S,  # a prior that the data set shipped (comparison only), or ""
         files=_S,  # JSON {relative path: {sha256, bytes, mtime_ns}}
         task=_S,

@@ -48,7 +48,7 @@ def stage(profile: Profile) -> Stage:
         name="depth",
         reads={"clips": COLUMNS},
         config={**settings, "mask": revisions.mask or recipe.mask},
-        worker=partial(Estimation, recipe, revisions),
+        worker=partial(Estimation, recipe, revisions, profile.ingest.allow),
         weights=json.dumps(revisions.__dict__, sort_keys=True),
         where="chosen",
     )
@@ -75,8 +75,8 @@ class Revisions:
 class Estimation:
     """Holds the networks; a clip's row in, its depth out."""
 
-    def __init__(self, recipe: Depth, revisions: Revisions) -> None:
-        self.recipe, self.revisions = recipe, revisions
+    def __init__(self, recipe: Depth, revisions: Revisions, allow: tuple[str, ...] = ()) -> None:
+        self.recipe, self.revisions, self.allow = recipe, revisions, allow
         mono, temporal = recipe.monocular, recipe.temporal
         self.monocular = None if mono == SIDECAR else estimators.load(mono, recipe.monocular_revision, metric=True)
         self.temporal = None if temporal in WITHOUT_NETWORK else estimators.load(temporal, recipe.temporal_revision, metric=False)
@@ -87,7 +87,7 @@ class Estimation:
         camera = at_height(views.exo_camera(clip), self.recipe.height)
         if self.monocular is None and not clip["depth_path"]:
             return Rejected("no_depth_estimator", f"no depth on disk for {clip['exo_cam']}, and depth.monocular names no network")
-        stored = sidecar.read(clip, camera)
+        stored = sidecar.read(clip, camera, self.allow)
         if isinstance(stored, Rejected) and self.monocular is None:
             return stored
         found = stored if isinstance(stored, sidecar.Sidecar) else None

@@ -1,14 +1,17 @@
 """A take as the rest sees it: cameras, poses and videos that were checked, whatever layout they came in.
 
 Every fault has a name. What can be told apart is not guessed at: a video that is cut short, a pose that is no rotation or a lens that
-cannot be rejects the take, and the row says which file, camera or frame. Cameras of the annotation whose video was not downloaded, and
-videos of cameras that were never localised, are left out; with none left the take is rejected.
+cannot be rejects the take, and the row says which file, camera or frame. An exo camera of which any of this is true is left out alone, and
+the row says why; with none left the take is rejected. Cameras of the annotation whose video was not downloaded do not count.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from egomill.tasks.untrusted import (
 )
 from egomill.tasks.watch import lasts
 
+log = logging.getLogger(__name__)
 MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
 RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
 LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
@@ -52,7 +56,8 @@ BESIDE = 1.0  # seconds by which what is told of a take may lie outside of it
 
 def stage(profile: Profile) -> Stage:
     """Takes from discovered items (`sources.discover`)."""
-    return Stage("takes", {}, profile.ingest.model_dump(), partial(Reader, profile.ingest))
+    # Where links may lead makes no row other than it is: discovery tells which takes it opens or closes.
+    return Stage("takes", {}, profile.ingest.model_dump(exclude={"allow"}), partial(Reader, profile.ingest))
 
 
 class Reader:
@@ -67,9 +72,12 @@ class Reader:
                 raise Bad(*row["fault"])
             before = stat_signature(Path(row["root"]), row["files"])
             take = self._finish(row, (self._egox if row["layout"] == "egox" else self._release)(row))
-            after = stat_signature(Path(row["root"]), row["files"])
-            if before != after:
-                raise Bad("changed_while_read", ", ".join(b[0] for a, b in zip(before, after, strict=True) if a != b))
+            used = json.loads(take["files"])
+            changed = [a[0] for a in stat_signature(Path(row["root"]), used) if a not in before]
+            if changed:
+                raise Bad("changed_while_read", ", ".join(changed))
+            for name, why in json.loads(take["left_out"]).items():
+                log.warning("%s is left out: %s", name, ": ".join(why))
             return take
         except Bad as bad:
             return bad.rejected
@@ -79,78 +87,153 @@ class Reader:
     # -- layouts ---------------------------------------------------------------------------------------------------
 
     def _release(self, row: dict) -> dict:
-        root = Path(row["root"])
-        named = {Path(file).name: file for file in row["files"]}
-        exo_videos = {m[1]: file for name, file in named.items() if (m := EXO_VIDEO.fullmatch(name))}
-        ego_videos = {m[1]: file for name, file in named.items() if (m := EGO_VIDEO.fullmatch(name))}
-        if not exo_videos:
+        """The take by the smallest size of its videos at which all are there; where such a size turns out to be spoilt, by the next."""
+        sizes: dict[str, dict[str, str]] = {}  # folder -> {camera: video}, the smallest first
+        for file in row["files"]:
+            if match := EXO_VIDEO.fullmatch(Path(file).name) or EGO_VIDEO.fullmatch(Path(file).name):
+                sizes.setdefault(str(Path(file).parent), {})[match[1]] = file
+        if not sizes:
             raise Bad("no_exo_video", row["folder"])
-        if not ego_videos:
-            raise Bad("no_ego_video", f"{row['folder']}: no aria*_214-1.mp4")
-        annotation = _annotation(root, row)
-        wearer = next((aria for aria in sorted(ego_videos) if aria in annotation), None)
-        cams = [cam for cam in sorted(exo_videos) if cam in annotation]
-        if wearer is None or not cams:
-            raise Bad("no_camera_pose", f"{row['pose']} poses none of {', '.join(sorted(ego_videos if wearer is None else exo_videos))}")
+        annotation = _annotation(Path(row["root"]), row, self.settings.allow)
+        told = {
+            folder: {cam for cam, file in videos.items() if cam in annotation and file not in row["barred"]}
+            for folder, videos in sizes.items()
+        }
 
-        ego = video.inspect(regular(root, ego_videos[wearer]))
-        infos = {cam: video.inspect(regular(root, exo_videos[cam])) for cam in cams}
-        frames, fps = self._common({ego_videos[wearer]: ego, **{exo_videos[cam]: info for cam, info in infos.items()}})
-        ego_camera, lens_source = _ego_lens(root, named.get("online_calibration.jsonl"), ego)
-        exo = {}
+        def whole(folder: str) -> tuple[bool, int]:
+            return any(map(_is_ego, told[folder])), len(told[folder])
+
+        best: dict | None = None
+        passed: dict[str, Rejected] = {}
+        for folder in sorted(sizes, key=whole, reverse=True):  # stable: of such as are alike the smallest
+            try:
+                take = self._at_size(row, sizes[folder], annotation)
+            except Bad as bad:
+                passed[folder] = bad.rejected
+            except video.VideoError as error:
+                passed[folder] = Rejected(error.reason, str(error))
+            else:
+                if best is None or len(take["exo"]) > len(best["exo"]):
+                    best = take
+                if not take["left_out"]:
+                    break
+        if best is None:
+            first, *others = passed.items()
+            told_of = [first[1].detail, *(f"{folder}: {why.reason}: {why.detail}" for folder, why in others)]
+            raise Bad(first[1].reason, "; ".join(told_of))
+        chosen = str(Path(best["ego_video"]).parent)
+        everything = set().union(*told.values())
+        for folder in list(sizes)[: list(sizes).index(chosen)]:
+            lacks = ", ".join(sorted(everything - told[folder])) or "nothing, but not all of it can be used"
+            best["left_out"][folder] = ["no_exo_video" if whole(folder)[0] else "no_ego_video", f"{chosen} is taken: here lacks {lacks}"]
+        return best
+
+    def _at_size(self, row: dict, videos: dict[str, str], annotation: dict[str, dict]) -> dict:
+        """The take by the `videos`, {camera: path}, of one size."""
+        root, allow = Path(row["root"]), self.settings.allow
+        folder = str(Path(next(iter(videos.values()))).parent)
+        wearers, cams = sorted(filter(_is_ego, videos)), sorted(cam for cam in videos if not _is_ego(cam))
+        if not cams:
+            raise Bad("no_exo_video", folder)
+        if not wearers:
+            raise Bad("no_ego_video", f"{folder}: no aria*_214-1.mp4")
+        wearer = next((aria for aria in wearers if aria in annotation), None)
+        if wearer is None:
+            raise Bad("no_camera_pose", f"{row['pose']} poses none of {', '.join(wearers)}")
+        if videos[wearer] in row["barred"]:
+            raise Bad(*row["barred"][videos[wearer]])
+        ego = video.inspect(regular(root, videos[wearer], allow))
+        calibration = next((file for file in row["files"] if file.endswith("/online_calibration.jsonl")), None)
+        ego_camera, lens_source = _ego_lens(root, calibration, ego, allow)
+
+        left: dict[str, list[str]] = {}
+        infos: dict[str, video.VideoInfo] = {}
+        lenses: dict[str, tuple[Camera, np.ndarray]] = {}
         for cam in cams:
-            camera = _exo_lens(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(infos[cam].width, infos[cam].height)
-            if abs(infos[cam].width / infos[cam].height / (16 / 9) - 1) > 0.02:
-                raise Bad("calibration_invalid", f"{cam}: the video is {infos[cam].width}x{infos[cam].height}, the calibration is 16:9")
-            depth = named.get(f"{cam}.npz")
-            if depth:
-                _check_range(regular(root, depth), infos[cam], frames, self.settings.frame_slack)
-            pose = _pose(annotation[cam].get("camera_extrinsics"), cam)
-            exo[cam] = _view(exo_videos[cam], camera, pose, depth, "range" if depth else None)
-        dictionary = annotation[wearer].get("camera_extrinsics")
+            with _leaving_out(left, cam):
+                if cam not in annotation:
+                    raise Bad("no_camera_pose", f"{row['pose']} does not pose it")
+                if videos[cam] in row["barred"]:
+                    raise Bad(*row["barred"][videos[cam]])
+                info = video.inspect(regular(root, videos[cam], allow))
+                self._agree({videos[wearer]: ego, videos[cam]: info})
+                lens = _exo_lens(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(info.width, info.height)
+                if abs(info.width / info.height / (16 / 9) - 1) > 0.02:
+                    raise Bad("calibration_invalid", f"{cam}: the video is {info.width}x{info.height}, the calibration is 16:9")
+                lenses[cam] = check_lens(lens, videos[cam]), _pose(annotation[cam].get("camera_extrinsics"), cam)
+                infos[cam] = info
+        frames = min(info.frames for info in (ego, *infos.values()))
+        exo = {}
+        depths = {Path(file).stem: file for file in row["files"] if file.endswith(".npz")}
+        for cam, lens in lenses.items():
+            with _leaving_out(left, cam):
+                depth = depths.get(cam)
+                if depth in row["barred"]:
+                    raise Bad(*row["barred"][depth])
+                if depth:
+                    _check_range(regular(root, depth, allow), infos[cam], frames, self.settings.frame_slack)
+                exo[cam] = _view(videos[cam], *lens, depth, "range" if depth else None)
+        T_world_ego = self._head(_by_frame(annotation[wearer].get("camera_extrinsics"), wearer), frames) if exo else np.empty((0, 4, 4))
+        for cam in list(exo):
+            with _leaving_out(left, cam):
+                check_reach(_known(T_world_ego), {cam: exo[cam]})
+        exo = {cam: view for cam, view in exo.items() if cam not in left}
+        if not exo:
+            reason = Counter(reason for reason, _ in left.values()).most_common(1)[0][0]
+            raise Bad(reason, "; ".join(f"{cam}: {'' if why == reason else why + ': '}{detail}" for cam, (why, detail) in left.items()))
+        self._check_steps(T_world_ego)
+        depth_files = [view["depth"] for view in exo.values() if view["depth"]]
         return {
-            "fps": fps,
+            "fps": ego.fps,
             "frames": frames,
-            "ego_video": ego_videos[wearer],
+            "ego_video": videos[wearer],
             "ego_camera": ego_camera,
             "lens_source": lens_source,
-            "T_world_ego": self._head(_by_frame(dictionary, wearer), frames, exo),
+            "T_world_ego": T_world_ego,
             "exo": exo,
             "prior_video": "",
+            "left_out": left,
+            "files": [videos[wearer], *(videos[cam] for cam in exo), *([calibration] if calibration else []), row["pose"], *depth_files],
         }
 
     def _egox(self, row: dict) -> dict:
         root, entry = Path(row["root"]), row["entry"]
         if not entry.get("ego_gt_path"):
             raise Bad("no_ego_video", "no ego_gt_path")
-        named = {k: entry[k] for k in ("exo_path", "ego_gt_path", "ego_prior_path") if entry.get(k)}
-        paths = {k: inside(root, path).relative_to(root).as_posix() for k, path in named.items()}
+        allow = self.settings.allow
+        paths = {k: entry[k] for k in ("exo_path", "ego_gt_path", "ego_prior_path") if entry.get(k)}
         for key, reason in (("exo_path", "no_exo_video"), ("ego_gt_path", "no_ego_video")):
-            if not (root / paths[key]).exists():
-                raise Bad(reason, paths[key])
-        exo, ego = (video.inspect(regular(root, paths[key])) for key in ("exo_path", "ego_gt_path"))
-        frames, fps = self._common({paths["exo_path"]: exo, paths["ego_gt_path"]: ego})
+            if not inside(root, paths[key], allow).exists():
+                raise Bad(reason, f"{paths[key]}: neither there below {root.name} nor without the folders that it begins with")
+        exo, ego = (video.inspect(regular(root, paths[key], allow)) for key in ("exo_path", "ego_gt_path"))
+        self._agree({paths["exo_path"]: exo, paths["ego_gt_path"]: ego})
+        frames = min(exo.frames, ego.frames)
         listed = entry.get("ego_extrinsics")
         if not isinstance(listed, list) or not listed:
             raise Bad("no_camera_pose", "no ego_extrinsics")
         frames = min(frames, max(len(listed), frames - self.settings.frame_slack))  # 50 frames are stored, 49 count
+        T_world_ego = self._head(dict(enumerate(listed[: frames + self.settings.frame_slack + 1])), frames)
         lens = _exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:]))
         camera = _egox_exo(lens, exo)
-        depth = f"depth_maps/{row['take_name']}" if any(file.endswith(".npy") for file in row["files"]) else None
+        depth = next((str(Path(file).parent) for file in row["files"] if file.endswith(".npy")), None)
         if depth:
             _check_frames(root / depth, frames)
         told = float(entry["camera_intrinsics"][0][0]) / lens.params[0]  # EgoX gave its networks the intrinsics of the undistorted pictures
         view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None, told)
         ego_camera, lens_source = _ego_lens(root, None, ego)
+        check_reach(_known(T_world_ego), {"exo": view})
+        self._check_steps(T_world_ego)
         return {
-            "fps": fps,
+            "fps": exo.fps,
             "frames": frames,
             "ego_video": paths["ego_gt_path"],
             "ego_camera": ego_camera,
             "lens_source": lens_source,
-            "T_world_ego": self._head(dict(enumerate(listed)), frames, {"exo": view}),
+            "T_world_ego": T_world_ego,
             "exo": {"exo": view},
             "prior_video": paths.get("ego_prior_path", ""),
+            "left_out": {},
+            "files": row["files"],
         }
 
     # -- what both share -------------------------------------------------------------------------------------------
@@ -158,8 +241,8 @@ class Reader:
     def _finish(self, row: dict, take: dict) -> dict:
         root = Path(row["root"])
         files = {}
-        for name in row["files"]:
-            path = regular(root, name)
+        for name in take["files"]:
+            path = regular(root, name, self.settings.allow)
             stat = path.stat()
             files[name] = {"sha256": file_sha256(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         _check_times([d["timestamp"] for d in row["descriptions"]], take["frames"] / take["fps"])
@@ -172,26 +255,26 @@ class Reader:
             "T_world_ego": pack(take["T_world_ego"]),
             "pose_coverage": float(known.mean()),
             "exo": json.dumps(take["exo"]),
+            "left_out": json.dumps(take["left_out"]),
             "files": json.dumps(files),
             "descriptions": json.dumps(row["descriptions"]),
         }
         poses_told = np.where(known[:, None, None], take["T_world_ego"], 0).tolist()
-        used = {k: v for k, v in out.items() if k not in ("T_world_ego", "files")}
+        used = {k: v for k, v in out.items() if k not in ("T_world_ego", "files", "left_out")}
         out["content"] = digest(used, poses_told, {name: file["sha256"] for name, file in files.items()})
         return {"take_uid": row["take_uid"], **out}
 
-    def _common(self, infos: dict[str, video.VideoInfo]) -> tuple[int, float]:
-        """Frames that all videos have, and their rate. Bad where lengths differ by more than the slack, or rates by more than 1 %."""
-        lengths = {name: info.frames for name, info in infos.items()}
-        rates = {name: info.fps for name, info in infos.items()}
-        lasts(max(lengths[name] / rates[name] for name in infos))
+    def _agree(self, infos: dict[str, video.VideoInfo]) -> None:
+        """Bad where two videos' lengths differ by more than the slack, or their rates by more than 1 %."""
+        lengths = {Path(name).name: info.frames for name, info in infos.items()}
+        rates = {Path(name).name: info.fps for name, info in infos.items()}
+        lasts(max(info.frames / info.fps for info in infos.values()))
         if max(lengths.values()) - min(lengths.values()) > self.settings.frame_slack:
-            raise Bad("frame_counts_disagree", json.dumps({Path(name).name: n for name, n in lengths.items()}))
+            raise Bad("frame_counts_disagree", json.dumps(lengths))
         if max(rates.values()) > 1.01 * min(rates.values()):
-            raise Bad("frame_counts_disagree", "rates " + json.dumps({Path(name).name: r for name, r in rates.items()}))
-        return min(lengths.values()), next(iter(rates.values()))
+            raise Bad("frame_counts_disagree", "rates " + json.dumps(rates))
 
-    def _head(self, extrinsics: dict[int, Any], frames: int, exo: dict[str, dict]) -> np.ndarray:
+    def _head(self, extrinsics: dict[int, Any], frames: int) -> np.ndarray:
         """T_world_ego [frames, 4, 4] from world-to-camera matrices by frame; short gaps interpolated, NaN where unknown."""
         settings = self.settings
         if extrinsics and max(extrinsics) >= frames + settings.frame_slack:
@@ -212,21 +295,42 @@ class Reader:
             inner = known[:last].double().mean() if last else 0.0
             reason = "poses_disagree" if inner >= settings.min_pose_coverage else "pose_gaps"
             raise Bad(reason, f"ego poses for {int(known.sum())} of {frames} frames, the last for frame {last - 1}")
-        check_reach(T[known, :3, 3].numpy(), exo)
-        leaps = poses.jumps(T, settings.max_step, MAX_TURN).nonzero().flatten()
+        return T.numpy()
+
+    def _check_steps(self, T_world_ego: np.ndarray) -> None:
+        leaps = poses.jumps(torch.from_numpy(T_world_ego), self.settings.max_step, MAX_TURN).nonzero().flatten()
         if len(leaps):
             raise Bad("pose_jumps", f"ego, between frames {int(leaps[0]) - 1} and {int(leaps[0])}; {len(leaps)} in all")
-        return T.numpy()
 
 
 # -- pieces --------------------------------------------------------------------------------------------------------------
 
 
-def _annotation(root: Path, row: dict) -> dict[str, dict]:
+@contextmanager
+def _leaving_out(left: dict[str, list[str]], cam: str):
+    """What is wrong with one exo camera keeps it out, and no more."""
+    try:
+        yield
+    except Bad as bad:
+        left[cam] = [bad.rejected.reason, bad.rejected.detail]
+    except video.VideoError as error:
+        left[cam] = [error.reason, str(error)]
+
+
+def _is_ego(camera: str) -> bool:
+    return camera.startswith("aria")
+
+
+def _known(T_world_ego: np.ndarray) -> np.ndarray:
+    """Where the head is [n, 3], in the frames of which that is known."""
+    return T_world_ego[np.isfinite(T_world_ego).all(axis=(1, 2)), :3, 3]
+
+
+def _annotation(root: Path, row: dict, allow: tuple[str, ...]) -> dict[str, dict]:
     """The camera_pose annotation's entries by camera. Bad where it is missing, unreadable, or another take's."""
     if not row["pose"]:
         raise Bad("no_camera_pose", f"no annotation of {row['take_uid']}")
-    value = load_json(inside(root, row["pose"]), "no_camera_pose")
+    value = load_json(inside(root, row["pose"], allow), "no_camera_pose")
     if not isinstance(value, dict) or not isinstance(value.get("metadata"), dict):
         raise Bad("no_camera_pose", f"{row['pose']}: no metadata")
     told = tuple(value["metadata"].get(k) for k in ("take_uid", "take_name"))
@@ -296,14 +400,14 @@ def _egox_exo(lens: Camera, info: video.VideoInfo) -> Camera:
     return lens.rescale(full, info.height).crop((full - info.width) // 2, 0, info.width, info.height)
 
 
-def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo) -> tuple[Camera, str]:
+def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo, allow: tuple[str, ...] = ()) -> tuple[Camera, str]:
     """The Aria RGB lens behind the stored picture, and where it is known from."""
     if info.width != info.height:
         raise Bad("video_geometry", f"the ego video is {info.width}x{info.height}; Aria RGB is square")
     if calibration is None:
         return aria_rgb(info.width), "typical lens"
     try:
-        with opened(inside(root, calibration)) as file:
+        with opened(inside(root, calibration, allow)) as file:
             cameras = parse_json(file.readline(LINE))["CameraCalibrations"]
         projection = next(c["Projection"] for c in cameras if c["Label"] == "camera-rgb")
         if projection["Name"] != "FisheyeRadTanThinPrism":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,12 @@ def stored(stage: Stage, lake: Lake, key: str, version: int | None = None) -> li
     return lake.read(stage.name, None, " AND ".join(filter(None, (one_of(stage.parent, [key]), stage.mine))), version).to_pylist()
 
 
-def on_disk(lake: Lake, version: int | None = None) -> dict[str, Item]:
-    """What lies now under the roots of the lake's takes, by take; roots that are gone give nothing."""
+def on_disk(lake: Lake, version: int | None = None, allow: Iterable[str] = ()) -> dict[str, Item]:
+    """What lies now under the roots of the lake's takes (and where `allow` lets them lead), by take; roots that are gone give nothing."""
     found: dict[str, Item] = {}
     for root in sorted(set(lake.read("takes", ["root"], version=version)["root"].to_pylist())):
         try:
-            found |= {item.key: item for item in sources.discover([Path(root)])}
+            found |= {item.key: item for item in sources.discover([Path(root)], allow)}
         except ValueError:
             continue
     return found

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of
 from egomill.schemas.outcome import Report
+from egomill.schemas.tables import TABLES
 from egomill.tasks import alive
 from egomill.tasks.lake import Lake, ask
 
@@ -125,3 +126,42 @@ def stage_table(lake: Lake) -> list[dict]:
             newest.pop(report["stage"], None)
             newest[report["stage"]] = {**report, "run_id": run["run_id"]}
     return list(newest.values())
+
+
+def failures(lake: Lake, stage: str = "", reason: str = "") -> list[dict]:
+    """Rows of `failures` of a stage, for a reason ("": of all), each with its `cause`: of a row that is only `upstream`, the row of its key
+    that began it, as {stage, reason}; else None. And, with the status "left out", what takes go without."""
+    rows = lake.read("failures").to_pylist()
+    by_key: dict[str, list[dict]] = {}
+    for row in rows:
+        by_key.setdefault(row["key"], []).append(row)
+    out = [row | {"cause": _cause(row, by_key[row["key"]])} for row in rows]
+    for take in lake.read("takes", ["take_uid", "run_id", "left_out"]).to_pylist():
+        for name, (why, detail) in json.loads(take["left_out"] or "{}").items():
+            told = {"key": f"{take['take_uid']} {name}", "stage": "takes", "status": "left out", "reason": why, "detail": detail}
+            out.append(dict.fromkeys(TABLES["failures"].names) | told | {"run_id": take["run_id"], "cause": None})
+    return [row for row in out if stage in ("", row["stage"]) and reason in ("", row["reason"])]
+
+
+def _cause(row: dict, same: list[dict]) -> dict | None:
+    """What began an upstream row among the rows of its key; its first missing table where no row tells."""
+    cause, rest = row, [other for other in same if other is not row]
+    while cause["reason"] == "upstream":
+        missing = cause["detail"].split(", ")
+        found = next((r for table in missing for r in rest if r["stage"].partition("/")[0] == table), None)
+        if found is None:
+            return {"stage": missing[0], "reason": "upstream"}
+        cause, rest = found, [other for other in rest if other is not found]
+    return None if cause is row else {"stage": cause["stage"], "reason": cause["reason"]}
+
+
+def by_cause(rows: list[dict]) -> list[dict]:
+    """Rows as `failures` gives them, those that are only `upstream` told in the column `upstream` of the row that began it, if it is among
+    them: stages."""
+    causes = {(r["key"], r["stage"]): {**r, "upstream": []} for r in rows}
+    for row in rows:
+        began = causes.get((row["key"], row["cause"]["stage"])) if row["cause"] else None
+        if began:
+            began["upstream"].append(row["stage"])
+            del causes[row["key"], row["stage"]]
+    return list(causes.values())

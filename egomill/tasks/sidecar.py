@@ -39,8 +39,9 @@ class _Bad(Exception):
     """A file is not what its kind promises."""
 
 
-def read(clip: dict, camera: Camera) -> Sidecar | Rejected | None:
-    """The clip's depth at the exo `camera`'s size (the clip's exo camera, rescaled). None where no depth lies on disk.
+def read(clip: dict, camera: Camera, allow: tuple[str, ...] = ()) -> Sidecar | Rejected | None:
+    """The clip's depth at the exo `camera`'s size (the clip's exo camera, rescaled). None where no depth lies on disk. `allow`: folders
+    outside of the data set that it may lie in.
 
     Rejected: depth_sidecar_invalid (kind, shape, dtype, missing frames, NaN or negative numbers), depth_empty (nothing known),
     depth_scale (what moves lies behind what stands still).
@@ -49,7 +50,7 @@ def read(clip: dict, camera: Camera) -> Sidecar | Rejected | None:
         return None
     numbers = views.frame_numbers(clip)
     try:
-        path = inside(Path(clip["root"]), clip["depth_path"])
+        path = inside(Path(clip["root"]), clip["depth_path"], allow)
         info = video.probe(Path(clip["root"]) / clip["exo_video"])
         at = Nearest((info.width, info.height), *views.source_pixels(clip, camera))
         if clip["depth_kind"] == "range":
@@ -113,7 +114,7 @@ def _range(path: Path, numbers: ndarray, at: Nearest) -> Sidecar:
             return Sidecar(depth, None)
         if len(head.shape) != 3 or head.shape[1:] != static.shape or head.dtype.kind != "f":
             raise _Bad(f"dynamic_depth is {head.dtype} {head.shape} beside a static depth of {static.shape}")
-        near = at(arrays.pictures("dynamic_depth", numbers, video.MAX_PIXELS)).astype(np.float32)
+        near = arrays.pictures("dynamic_depth", numbers, video.MAX_PIXELS, at).astype(np.float32)
     if np.isnan(near).any() or (near < 0).any():
         raise _Bad("dynamic_depth holds NaN or negative numbers")
     moving = np.isfinite(near) & (near > 0) & (depth > 0)

@@ -15,10 +15,10 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -28,6 +28,12 @@ MEGABYTE = 1 << 20
 FILE_LIMIT = 64 * 1024 * MEGABYTE  # of any one file: it is hashed, and a sparse one says any size for nothing
 _HEADER = 16384  # bytes
 JSON_LIMIT = 64 * MEGABYTE  # the poses of an hour are some 30 MB
+# Python's objects for what JSON's signs begin, bytes (measured). A list of empty lists would take 21 times its text.
+_OBJECTS = {b"[": 80, b"{": 190, b":": 60, b",": 32, b'"': 28}
+GROWS = 12  # by how much a text's objects may be larger than it: takes.json comes to 10, poses to 3
+FREE = 64 * MEGABYTE  # of objects whatever the text's size
+MOST = 4096 * MEGABYTE  # of objects whatever the text's size
+DIRECTORY = MEGABYTE  # of a zip archive: 20,000 arrays; ours hold two
 
 
 class Bad(Exception):
@@ -42,26 +48,33 @@ class Bad(Exception):
 # -- paths and files -----------------------------------------------------------------------------------------------------
 
 
-def inside(root: Path, relative: Any) -> Path:
-    """The path below `root` that a data set names, symbolic links followed; the file need not exist. Bad(path_outside_root) otherwise,
-    Bad(file_unusable) where no file can have that name."""
+def inside(root: Path, relative: Any, allow: Iterable[str] = ()) -> Path:
+    """The path below `root`, or below one of the folders `allow`, that a data set names, symbolic links followed; the file need not exist.
+    Bad(path_outside_root) otherwise, Bad(file_unusable) where no file can have that name."""
     if not isinstance(relative, str) or not relative or "\0" in relative:
         raise Bad("path_outside_root", f"{str(relative)[:200]!r} is no path")
     path = root / relative
     try:
         if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4000:
             raise Bad("file_unusable", f"{relative[:200]}...: too long a name")
-        leads_out = not path.resolve().is_relative_to(root.resolve())
+        leads_to = path.resolve()
+        leads_out = not any(leads_to.is_relative_to(Path(place).resolve()) for place in (root, *allow))
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link that leads to itself
         raise Bad("file_unusable", f"{relative[:200]}: {_brief(error)}") from None
     if leads_out:
-        raise Bad("path_outside_root", relative[:200])
+        told = f"{relative[:200]} leads to {str(leads_to)[:200]}, outside of the data set"
+        raise Bad("path_outside_root", f"{told}: copy it in, or name a folder that its links may lead to with --allow FOLDER")
     return path
 
 
-def regular(root: Path, relative: Any) -> Path:
+def below(root: Path, path: Path) -> str:
+    """How a row names a path that is `inside`: relative to the root, or, in an allowed folder that an index names outright, absolute."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def regular(root: Path, relative: Any, allow: Iterable[str] = ()) -> Path:
     """The path `inside` root of a file that is there, is one and may be read. Bad(file_unusable) otherwise: a pipe would be waited for."""
-    path = inside(root, relative)
+    path = inside(root, relative, allow)
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -107,21 +120,43 @@ def load_json(path: Path, reason: str, limit: int = JSON_LIMIT) -> Any:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise ValueError(f"{size} bytes, more than {limit}")
-            return parse_json(file.read(limit))
+            data = bytearray()  # piece by piece: a file may be one large hole
+            while len(data) < size and (piece := file.read(min(MEGABYTE, size - len(data)))):
+                if b"\0" in piece:
+                    raise ValueError("bytes of 0 in it: no text in UTF-8")
+                data += piece
+            return parse_json(data)
     except (OSError, ValueError) as error:
         raise Bad(reason, f"{path.name}: {_brief(error)}") from None
 
 
-def parse_json(data: bytes) -> Any:
-    """The value. ValueError where it is no JSON, is nested beyond reason, names a key twice in one object, or holds text that is no Unicode
-    (half a surrogate pair, which no table can store)."""
+def parse_json(data: bytes | bytearray) -> Any:
+    """The value. ValueError where it is no JSON, is nested beyond reason, names a key twice in one object, holds text that is no Unicode
+    (half a surrogate pair, which no table can store), or where Python's objects for it would be `GROWS` times as large as it."""
+    size = sum(data.count(sign) * each for sign, each in _OBJECTS.items())
+    if size > min(max(FREE, GROWS * len(data)), MOST):
+        raise ValueError(f"{len(data)} bytes of JSON so finely divided that they would take {size // MEGABYTE} MB of memory")
     try:
         value = json.loads(data, object_pairs_hook=_once)
-        if b"\\ud" in data.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        if b"\\ud" in data or b"\\uD" in data:
+            _encode(value)
         return value
     except RecursionError as error:
         raise ValueError(_brief(error)) from None
+
+
+def _encode(value: Any) -> None:
+    """UnicodeEncodeError, a ValueError, where a text in the value is no Unicode."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str):
+            one.encode()
+        elif isinstance(one, dict):
+            todo += one.keys()
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
 
 
 def numbers(value: Any, shape: tuple[int, ...], what: str, reason: str) -> np.ndarray:
@@ -172,15 +207,22 @@ class Npz:
     def __init__(self, file: IO[bytes], names: Iterable[str]) -> None:
         self.heads: dict[str, Header] = {}
         with _archive_errors():
-            self.archive = zipfile.ZipFile(file)
+            directory = _Sparing(file)
+            self.archive = zipfile.ZipFile(cast(IO[bytes], directory))
+            directory.most = None
             for name in set(names) & {n.removesuffix(".npy") for n in self.archive.namelist()}:
+                if self.archive.getinfo(f"{name}.npy").compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{name}: packed in a way that NumPy does not write")  # and that unpacks a few bytes to gigabytes
                 with self.archive.open(f"{name}.npy") as entry:
                     self.heads[name] = _header(entry, self.archive.getinfo(f"{name}.npy").file_size)
 
-    def pictures(self, name: str, wanted: Iterable[int], most: int) -> np.ndarray:
+    def pictures(
+        self, name: str, wanted: Iterable[int], most: int, of: Callable[[np.ndarray], np.ndarray] = lambda picture: picture
+    ) -> np.ndarray:
         """The pictures `wanted` of an array [N, H, W], ascending, or the one of an array [H, W] as [1, H, W]; `most` pixels each at most.
+        Of each, what `of` makes of it.
 
-        One picture at a time is in memory beside those wanted. The rest is read past, so that the checksum of the whole is seen to hold.
+        One picture at a time is in memory beside what is kept. The rest is read past, so that the checksum of the whole is seen to hold.
         """
         shape, dtype, by_column, offset = self.heads[name]
         count, *size = shape if len(shape) == 3 else (1, *shape)
@@ -195,7 +237,7 @@ class Npz:
             for number in range(count):
                 data = entry.read(length)
                 if number in found:
-                    found[number] = np.frombuffer(data, dtype).reshape(size)
+                    found[number] = of(np.frombuffer(data, dtype).reshape(size))
             entry.read(1)
         return np.stack([found[number] for number in sorted(found)])
 
@@ -205,6 +247,23 @@ def npz(path: Path, *names: str):
     """An `Npz` of a file."""
     with opened(path) as file:
         yield Npz(file, names)
+
+
+class _Sparing:
+    """A file for `zipfile`, which takes a directory into memory whatever its size: nothing above `most` bytes is read at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.most: int | None = DIRECTORY
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if self.most is None:
+            return self.file.read(size)
+        data = self.file.read(self.most + 1 if size < 0 else min(size, self.most + 1))
+        if len(data) > self.most:
+            raise ValueError(f"a zip directory of more than {self.most} bytes")
+        return data
 
 
 @contextmanager
@@ -235,6 +294,8 @@ def _header(file: IO[bytes], size: int) -> Header:
         raise ValueError(f"no header of an array: {_brief(error)}") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects")
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{str(dtype)[:50]} is no kind of number")  # one text of a gigabyte is one element
     if any(n < 0 for n in shape) or size != start.tell() + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{dtype} {shape} in {size} bytes: cut short, or longer than it says")
     return Header(shape, dtype, by_column and len(shape) > 1, start.tell())

@@ -29,7 +29,8 @@ Sha256 = Callable[[Path], str]
 def verify(lake: Lake, release: dict, stages: Iterable[Stage], sample: int = 3, seed: int | None = None) -> list[dict[str, Any]]:
     """[{table, rows, ok, differs, cannot, details}] for the stages of the release's own profile, `sample` inputs a table."""
     sha256 = cache(file_sha256)  # tables share the files of a take
-    return [_table(lake, release["tables"], stage, sample, random.Random(seed), sha256) for stage in stages]
+    allow = release["profile"]["ingest"].get("allow", ())
+    return [_table(lake, release["tables"], stage, sample, random.Random(seed), sha256, allow) for stage in stages]
 
 
 def deep(lake: Lake, release: dict, sha256: Callable[[str, str], str] | None = None) -> list[dict[str, Any]]:
@@ -60,9 +61,11 @@ def deep(lake: Lake, release: dict, sha256: Callable[[str, str], str] | None = N
     return found
 
 
-def _table(lake: Lake, at: dict[str, int], stage: Stage, sample: int, chance: random.Random, sha256: Sha256) -> dict[str, Any]:
+def _table(
+    lake: Lake, at: dict[str, int], stage: Stage, sample: int, chance: random.Random, sha256: Sha256, allow: Iterable[str]
+) -> dict[str, Any]:
     versions = {table: at[table] for table in stage.reads}
-    items = None if stage.reads else on_disk(lake, at["takes"])
+    items = None if stage.reads else on_disk(lake, at["takes"], allow)
     now = survey(stage, lake, versions, 1, None, None if items is None else list(items.values()))
     rows = lake.read(stage.name, [stage.parent, "recipe", "inputs", *stage.constants], version=at[stage.name]).to_pylist()
     by_key = {r[stage.parent]: r for r in rows}

@@ -117,12 +117,12 @@ def break_one(take: Path, pose: Path, fault: str) -> None:
         pose.unlink()
         return
     elif fault == "rotation_invalid":
-        record["cam01"]["camera_extrinsics"] = (np.diag([1, 1, -1.0]) @ np.array(record["cam01"]["camera_extrinsics"])).tolist()
+        poses["5"] = (np.diag([1, 1, -1.0]) @ np.array(poses["5"])).tolist()
     elif fault == "pose_gaps":
         for frame in list(poses)[5:20]:
             poses[frame] = None
     elif fault == "calibration_invalid":
-        record["cam02"]["camera_intrinsics"][0][0] = -1.0
+        (take / "trajectory/online_calibration.jsonl").write_text("{}")
     pose.write_text(json.dumps(record))
 
 

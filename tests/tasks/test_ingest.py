@@ -186,14 +186,60 @@ BROKEN = {
 }
 
 
+OF_ONE_CAMERA = {  # the take goes without it, as there is another
+    *("exo rotation scaled", "no distortion", "lens turns back", "impossible focal length", "not numbers", "another length"),
+    *("another rate", "garbage", "depth of another shape", "too little depth", "depth in integers", "depth that would be unpickled"),
+    "no depth in it",
+}
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_every_fault_has_a_name(root, name):
     reason, damage, told = BROKEN[name]
     damage(root)
     result = taken(root)
-    assert isinstance(result, Rejected)
-    assert result.reason == reason, result
-    assert told in result.detail
+    if name in OF_ONE_CAMERA:
+        assert isinstance(result, dict), result
+        (((_, (found, detail))),) = json.loads(result["left_out"]).items()
+        assert len(json.loads(result["exo"])) == 1
+    else:
+        assert isinstance(result, Rejected)
+        found, detail = result.reason, result.detail
+    assert found == reason, result
+    assert told in detail
+
+
+def test_with_no_camera_left_the_take_is_rejected_for_all_their_reasons(root):
+    garbage(root)
+    break_entry(lambda c: c.pop("distortion_coeffs"))(root)
+    found = taken(root)
+    assert isinstance(found, Rejected)
+    assert found.reason == "calibration_invalid"
+    assert "cam01: cam01 distortion" in found.detail
+    assert "cam02: video_undecodable: cam02.mp4" in found.detail
+
+
+def test_a_camera_that_nobody_localised_is_told(root):
+    shutil.copy(videos(root) / "cam01.mp4", videos(root) / "cam05.mp4")
+    assert json.loads(taken(root)["left_out"])["cam05"][0] == "no_camera_pose"
+
+
+def test_the_size_with_most_cameras_is_taken_and_smaller_ones_are_told(root):
+    smaller = videos(root).parent / "360"
+    smaller.mkdir()
+    for name in ("cam01.mp4", "aria01_214-1.mp4"):
+        shutil.copy(videos(root) / name, smaller)
+    take = taken(root)
+    assert (Path(take["ego_video"]).parent.name, list(json.loads(take["exo"]))) == ("448", ["cam01", "cam02"])
+    ((folder, (_, why)),) = json.loads(take["left_out"]).items()
+    assert (Path(folder).name, why.endswith("448 is taken: here lacks cam02")) == ("360", True)
+    shutil.copy(videos(root) / "cam02.mp4", smaller)  # now it is whole
+    take = taken(root)
+    assert (Path(take["ego_video"]).parent.name, take["left_out"]) == ("360", "{}")
+    (smaller / "cam02.mp4").write_bytes(b"broken off")  # what is spoilt at one size is taken from another
+    take = taken(root)
+    assert (Path(take["ego_video"]).parent.name, list(json.loads(take["exo"]))) == ("448", ["cam01", "cam02"])
+    assert "not all of it can be used" in next(iter(json.loads(take["left_out"]).values()))[1]
 
 
 def test_what_is_tolerated(root):
@@ -269,7 +315,7 @@ def test_egox_faults(tmp_path, damage, reason):
 
 def test_ten_takes_six_of_them_broken(tmp_path):
     names = write_release(tmp_path, takes=10)
-    ways = ("no exo video", "nulls", "reflection", "another length", "garbage", "lens file")
+    ways = ("no exo video", "nulls", "reflection", "leap", "cut short", "lens file")
     for name, way in zip(names, ways, strict=False):
         alone = tmp_path.parent / f"alone-{name}"  # the damage functions know one take
         (alone / "takes").mkdir(parents=True)

@@ -97,12 +97,107 @@ def test_paths_that_lead_out(root, tmp_path):
     link = next((root / "takes" / "site_bike_01_1").rglob("cam01.mp4"))
     link.unlink()
     link.symlink_to(secret / "takes/s/frame_aligned_videos/downscaled/448/cam01.mp4")
+    lens = next((root / "takes" / "site_bike_02_1").rglob("online_calibration.jsonl"))
+    lens.unlink()
+    lens.symlink_to(secret / "takes/s/trajectory/online_calibration.jsonl")
     found = rows(root)
     assert found["uid-0"]["fault"][0] == "path_outside_root"
-    assert found["uid-1"]["fault"][0] == "path_outside_root"
-    assert found["uid-2"]["fault"] is None
+    assert found["uid-1"]["fault"] is None  # there is another camera
+    (((barred, (reason, detail))),) = found["uid-1"]["barred"].items()
+    assert (barred, reason) == (link.relative_to(root).as_posix(), "path_outside_root")
+    assert detail.endswith("--allow FOLDER")
+    assert found["uid-2"]["fault"][0] == "path_outside_root"
     assert not found["uid-0"]["files"]
-    assert not found["uid-1"]["files"]
+    assert not found["uid-2"]["files"]
+
+
+def hub(folder, tmp_path):
+    """The files of a folder as a hub's cache keeps them: links in snapshots/ to blobs beside it, which are named by content. And back."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        path.rename(blobs / f"{number:040x}")
+        path.symlink_to(os.path.relpath(blobs / f"{number:040x}", path.parent))
+    return blobs
+
+
+def test_links_lead_where_the_user_allows_and_nowhere_else(root, tmp_path):
+    before = rows(root)
+    scratch = tmp_path / "scratch" / "far" / "site_bike_01_1"
+    scratch.parent.mkdir(parents=True)
+    shutil.move(root / "takes" / "site_bike_01_1", scratch)
+    (root / "takes" / "site_bike_01_1").symlink_to(scratch)
+    blobs = hub(root, tmp_path)
+    assert all(row["fault"] for row in rows(root).values())
+    assert "--allow" in next(iter(rows(root).values()))["fault"][1]
+    assert all(item.row["fault"] for item in discover([root], [str(tmp_path / "scratch")]))  # the indices lie in blobs
+    half = {item.key: item.row["fault"] for item in discover([root], [str(blobs)])}
+    assert {uid: fault and fault[0] for uid, fault in half.items()} == {"uid-0": None, "uid-1": "path_outside_root", "uid-2": None}
+    allow = [str(blobs), str(tmp_path / "scratch")]
+    items = discover([root], allow)
+    assert {item.key: item.row for item in items} == before
+    assert [item.digest for item in discover([root], [*allow, str(tmp_path)])] == [item.digest for item in items]
+    (blobs / f"{0:040x}").rename(tmp_path / "elsewhere")  # links of links
+    (blobs / f"{0:040x}").symlink_to(tmp_path / "elsewhere")
+    assert all(item.row["fault"] for item in discover([root], allow))
+
+
+def test_egox_examples_linked_from_a_hub(tmp_path):
+    write_egox(tmp_path / "snapshot")
+    blobs = hub(tmp_path / "snapshot", tmp_path)
+    (row,) = rows(tmp_path / "snapshot").values()
+    assert row["fault"][0] == "path_outside_root"
+    assert row["fault"][1].startswith("meta.json leads to")
+    (item,) = discover([tmp_path / "snapshot"], [str(blobs)])
+    assert (item.row["fault"], len(item.row["files"])) == (None, 42)
+
+
+def test_of_two_copies_the_whole_one_counts(root, tmp_path):
+    begun = shutil.copytree(root, tmp_path / "begun")
+    for path in (begun / "takes" / "site_bike_00_1").rglob("aria01_214-1.mp4"):
+        path.unlink()
+    kept = {item.key: item.row for item in discover([begun, root])}
+    assert kept["uid-0"]["root"] == str(root)
+    assert kept["uid-1"]["root"] == str(begun)  # alike: the first
+
+
+def test_takes_without_takes_hide_no_examples(tmp_path):
+    write_egox(tmp_path)
+    (tmp_path / "takes").mkdir()
+    assert [row["layout"] for row in rows(tmp_path).values()] == ["egox"]
+    put(tmp_path / "meta.json", {"about": "something else"})
+    assert not rows(tmp_path)
+
+
+def test_of_two_annotations_the_whole_one_counts(root):
+    poses = root / "annotations" / "ego_pose"
+    (poses / "a" / "camera_pose").mkdir(parents=True)
+    (poses / "a" / "camera_pose" / "uid-0.json").write_text('{"metadata": {"take_uid": "uid-0", "take_name": "site_bike_00_1"}, "ca')
+    assert rows(root)["uid-0"]["pose"] == "annotations/ego_pose/train/camera_pose/uid-0.json"
+    (root / "takes.json").unlink()
+    assert rows(root)["uid-0"]["fault"] is None
+
+
+def test_the_paths_of_the_published_examples(tmp_path):
+    """As EgoX's own meta.json tells them: from its repository, in which the examples lie two folders down."""
+    write_egox(tmp_path)
+    told = "./example/egoexo4D/videos/site_cooking_3_100_140/"
+    change(tmp_path / "meta.json", lambda m: m["test_datasets"][0].update(exo_path=told + "exo.mp4", ego_gt_path=told + "ego_GT.mp4"))
+    (row,) = rows(tmp_path).values()
+    assert row["fault"] is None
+    assert row["entry"]["exo_path"] == "videos/site_cooking_3_100_140/exo.mp4"
+    assert len(row["files"]) == 42
+    repository = tmp_path / "repository"
+    (repository / "example").mkdir(parents=True)
+    shutil.copy(tmp_path / "meta.json", repository)
+    for name in ("videos", "depth_maps"):
+        shutil.move(tmp_path / name, repository / "example" / "egoexo4D" / name)
+    (row,) = rows(repository).values()  # the index where its paths begin
+    assert (row["fault"], len(row["files"])) == (None, 42)
+    assert row["entry"]["exo_path"] == "example/egoexo4D/videos/site_cooking_3_100_140/exo.mp4"
+    change(repository / "meta.json", lambda m: m["test_datasets"][0].update(exo_path="../../" + told + "exo.mp4"))
+    (row,) = rows(repository).values()
+    assert row["fault"][0] == "path_outside_root"
 
 
 def test_an_unreadable_index_faults_every_take(root):

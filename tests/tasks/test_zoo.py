@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,10 @@ def census(*folders: Path) -> dict[str, tuple]:
     return found
 
 
-def fates(root: Path, workers: dict) -> dict[str, tuple[str, Rejected] | dict]:
+def fates(root: Path, workers: dict, allow: Sequence[str] = ()) -> dict[str, tuple[str, Rejected] | dict]:
     """Every take through ingest, the spoilt ones through clips and depth: the stage that rejected one and how, or its row of takes."""
     out: dict = {}
-    for item in discover([root]):
+    for item in discover([root], allow):
         take = workers["takes"](item.row)
         if isinstance(take, Rejected):
             out[item.key] = ("takes", take)
@@ -82,7 +83,7 @@ def fates(root: Path, workers: dict) -> dict[str, tuple[str, Rejected] | dict]:
         assert made
         assert len(bad) in (0, len(made))
         out[item.key] = ("depth", bad[0]) if bad else take
-    assert len(out) == len({item.key for item in discover([root])})
+    assert len(out) == len({item.key for item in discover([root], allow)})
     return out
 
 
@@ -125,6 +126,48 @@ def test_one_name_no_crash_nothing_touched_and_the_neighbour_unharmed(name, samp
         assert bad.reason in REASONS
         assert kind.told in bad.detail, bad
         json.dumps(bad.detail, ensure_ascii=False).encode()  # can be stored
+
+
+@pytest.fixture(scope="module")
+def without_cam01(samples, outside, tmp_path_factory, workers) -> dict:
+    """What becomes of the take where that camera was never there."""
+    spoil = lambda take: (take.exo.unlink(), take.depth[0].unlink())  # noqa: E731
+    take = enclosure(Kind(spoil), samples, tmp_path_factory.mktemp("without") / "data", outside, beside=False, cam02=True)
+    return workers["takes"](discover([take.root])[0].row)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ZOO.items() if kind.cam01])
+def test_one_bad_exo_camera_is_left_out_and_nothing_else(name, samples, outside, workers, without_cam01, tmp_path):
+    kind = ZOO[name]
+    possible(kind, name)
+    take = enclosure(kind, samples, tmp_path / "data", outside, beside=False, cam02=True)
+    (item,) = discover([take.root])
+    found = workers["takes"](item.row)
+    assert isinstance(found, dict), found
+    ((camera, (reason, detail)),) = json.loads(found["left_out"]).items()
+    assert (camera, reason) == ("cam01", kind.reason)
+    assert kind.told in detail
+    assert list(json.loads(found["exo"])) == ["cam02"]
+    same = {k: v for k, v in told(found).items() if k not in ("left_out", "files")}
+    assert same == {k: told(without_cam01)[k] for k in same}
+
+
+def test_links_that_are_allowed_are_followed_by_every_stage_and_others_by_none(samples, outside, healthy, workers, tmp_path):
+    take = enclosure(Kind(lambda take: None), samples, tmp_path / "data", outside, cam02=True)
+    scratch = tmp_path / "scratch"
+    for room in ("takes", "sidecar"):
+        scratch.mkdir(exist_ok=True)
+        (take.root / room).rename(scratch / room)
+        (take.root / room).symlink_to(scratch / room)
+    assert {fate[1].reason for fate in fates(take.root, workers).values()} == {"path_outside_root"}
+    profile = Profile.load("local", [*SETTINGS, f'ingest.allow=["{scratch}"]'])
+    assert ingest.stage(profile).recipe == ingest.stage(PROFILE).recipe  # what is there need not be read again
+    allowed = {stage.name: stage.worker() for stage in (ingest.stage(profile), clips.stage(profile), depth.stage(profile))}
+    found = fates(take.root, allowed, [str(scratch)])
+    assert told(found["beside"]) == told(healthy[False])
+    assert isinstance(found[take.uid], dict)
+    clip = allowed["clips"]({"takes": {"take_uid": take.uid, **found[take.uid]}})[0]
+    assert workers["depth"]({"clips": clip}).reason == "path_outside_root"
 
 
 def test_a_file_that_changes_while_it_is_read(samples, outside, workers, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ the data set around it: the copy, and beside it a take that nobody touches.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import os
@@ -86,6 +87,7 @@ class Kind:
     taken: int = 0  # takes of the copy's that go through all the same
     whole: bool = False  # an index is spoilt: the neighbour is rejected with it
     egox: bool = False
+    cam01: bool = False  # the fault is that camera's alone: with another beside it the take goes without
     name: str = "zoo_cooking_7"
     uid: str = "zoo-7"
 
@@ -134,12 +136,16 @@ def settle_egox(sample: Path, root: Path, name: str) -> None:
     change(root / "meta.json", lambda meta: meta["test_datasets"].append(entry))
 
 
-def enclosure(kind: Kind, samples: Path, root: Path, outside: Path, label: str = "", beside: bool = True) -> Take:
-    """A data set at `root` with the spoilt copy and, `beside` it, a healthy one. `label` makes uids differ from other enclosures'."""
+def enclosure(kind: Kind, samples: Path, root: Path, outside: Path, label: str = "", beside: bool = True, cam02: bool = False) -> Take:
+    """A data set at `root` with the spoilt copy, which has one exo camera or two, and, `beside` it, a healthy one, which has two. `label`
+    makes uids differ from other enclosures'."""
     root.mkdir(parents=True)
     take = Take(root, kind.name + (label if kind.egox else ""), kind.uid + label, outside)
     for name, uid in [("beside_bike_1" + label, "beside" + label)] * beside + [(take.name, take.uid)]:
         settle_egox(samples / "egox", root, name) if kind.egox else settle(samples / "release", root, name, uid)
+    if not (cam02 or kind.egox):
+        (take.videos / "cam02.mp4").unlink()
+        (root / "sidecar" / take.name / "cam02.npz").unlink()
     kind.spoil(take)
     return take
 
@@ -470,46 +476,112 @@ def also_annotated(take: Take) -> None:
     shutil.copy(take.pose, there)
 
 
+def at_size(size: str, *names: str, edit: Callable[[bytes], bytes] = bytes) -> Spoil:
+    """The take's videos of these names also at another size, `edit`ed: begun, or spoilt."""
+
+    def spoil(take: Take) -> None:
+        folder = take.root / "takes" / take.name / "frame_aligned_videos" / size
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / f"{name}.mp4").write_bytes(edit((take.videos / f"{name}.mp4").read_bytes()))
+
+    return spoil
+
+
+def parted(take: Take) -> None:
+    """The exo video at one size, the head's at another."""
+    at_size("downscaled/360", "cam01")(take)
+    take.exo.unlink()
+
+
+def size_linked_away(take: Take) -> None:
+    (take.videos.parent / "360").symlink_to(next(take.outside.rglob("448")))
+
+
+def annotated_in_vain(take: Take) -> None:
+    """A file of the take's name in another split's folder, with nothing in it."""
+    there = take.root / "annotations/ego_pose/a/camera_pose"
+    there.mkdir(parents=True, exist_ok=True)
+    (there / take.pose.name).write_bytes(b"")
+
+
+def from_repository(entry: dict) -> None:
+    """Paths as in the meta.json that EgoX published, where its examples lie in a folder of their own."""
+    for key in ("exo_path", "ego_gt_path"):
+        entry[key] = "./example/egoexo4D/" + entry[key].removeprefix("./")
+
+
+def repeated(piece: bytes, size: int = 12 * 10**6) -> bytes:
+    """JSON that is fine but for how finely it is divided."""
+    return b"[" + piece * (size // len(piece)) + b"0]"
+
+
+def packed(kind: int, comments: int = 0) -> Spoil:
+    """Depth sidecars packed otherwise than NumPy does; `comments`: bytes of idle talk in the archive's directory."""
+
+    def spoil(take: Take) -> None:
+        for path in take.depth:
+            data = io.BytesIO()
+            np.save(data, np.load(path)["static_depth"])
+            with zipfile.ZipFile(path, "w", kind) as archive:
+                for number in range(1 + comments // 60_000):
+                    entry = zipfile.ZipInfo(f"{number}.npy" if number else "static_depth.npy")
+                    entry.comment = bytes(60_000 * bool(number))
+                    archive.writestr(entry, b"" if number else data.getvalue(), kind)
+
+    return spoil
+
+
 UNREADABLE = "video_undecodable"
 ZOO: dict[str, Kind] = {
     # files that are no videos, or none of ours
     "video cut short": Kind(bytes_of("ego", lambda d: d[: len(d) * 2 // 3]), UNREADABLE, "aria01_214-1.mp4"),
-    "video without its index": Kind(bytes_of("exo", lambda d: d[d.index(b"mdat") :]), UNREADABLE, "cam01.mp4"),
-    "video of no bytes": Kind(write("exo", b""), UNREADABLE, "cam01.mp4"),
+    "video without its index": Kind(bytes_of("exo", lambda d: d[d.index(b"mdat") :]), UNREADABLE, "cam01.mp4", cam01=True),
+    "video of no bytes": Kind(write("exo", b""), UNREADABLE, "cam01.mp4", cam01=True),
     "text called mp4": Kind(write("ego", b"not a video " * 50), UNREADABLE, "aria01_214-1.mp4"),
-    "video scratched in the middle": Kind(bytes_of("exo", scratched), UNREADABLE, "cam01.mp4"),
-    "video with another codec's tag": Kind(bytes_of("exo", wrong_tag), UNREADABLE, "cam01.mp4"),
-    "sound without picture": Kind(sound_only, UNREADABLE, "no video stream"),
+    "video scratched in the middle": Kind(bytes_of("exo", scratched), UNREADABLE, "cam01.mp4", cam01=True),
+    "video with another codec's tag": Kind(bytes_of("exo", wrong_tag), UNREADABLE, "cam01.mp4", cam01=True),
+    "sound without picture": Kind(sound_only, UNREADABLE, "no video stream", cam01=True),
     "sound beside the picture": Kind(with_sound, taken=1),
-    "video of another shape": Kind(frames("exo", lambda f: f[:, :, :448]), "calibration_invalid", "448x448"),
+    "video of another shape": Kind(frames("exo", lambda f: f[:, :, :448]), "calibration_invalid", "448x448", cam01=True),
     "ego video not square": Kind(frames("ego", lambda f: f[:, :300]), "video_geometry", "448x300"),
     "video to be turned": Kind(bytes_of("ego", turned), "video_geometry", "turned by"),
-    "video to be stretched": Kind(anamorphic, "video_geometry", "2.000 as wide"),
-    "video of enormous pictures": Kind(lambda take: encode(take.exo, 8192, 4096), "video_too_large", "8192x4096"),
-    "video of variable rate": Kind(retimed("exo", lambda t: t if t < 8 else 8 + 2 * (t - 8)), "video_timing", "such in all"),
-    "video that loses a frame": Kind(retimed("exo", lambda t: t if t < 8 else t + 1), "video_timing", "frame 8 comes"),
-    "video five frames late": Kind(retimed("exo", lambda t: t + 5), "video_timing", "first frame is shown at 0.5"),
+    "video to be stretched": Kind(anamorphic, "video_geometry", "2.000 as wide", cam01=True),
+    "video of enormous pictures": Kind(lambda take: encode(take.exo, 8192, 4096), "video_too_large", "8192x4096", cam01=True),
+    "video of variable rate": Kind(retimed("exo", lambda t: t if t < 8 else 8 + 2 * (t - 8)), "video_timing", "such in all", cam01=True),
+    "video that loses a frame": Kind(retimed("exo", lambda t: t if t < 8 else t + 1), "video_timing", "frame 8 comes", cam01=True),
+    "video five frames late": Kind(retimed("exo", lambda t: t + 5), "video_timing", "first frame is shown at 0.5", cam01=True),
     "video five frames early": Kind(bytes_of("ego", trimmed), "video_timing", "hidden"),
-    "video of no rate": Kind(bytes_of("exo", standing), "video_timing", "have no time"),
-    "video of 1,000 frames a second": Kind(frames("exo", lambda f: f, 1000.0), "video_timing", "1e+03 frames a second"),
-    "video of another rate": Kind(frames("exo", lambda f: f, 12.5), "frame_counts_disagree", "rates"),
-    "exo five frames shorter": Kind(frames("exo", lambda f: f[5:]), "frame_counts_disagree", '"cam01.mp4": 11'),
+    "video of no rate": Kind(bytes_of("exo", standing), "video_timing", "have no time", cam01=True),
+    "video of 1,000 frames a second": Kind(frames("exo", lambda f: f, 1000.0), "video_timing", "1e+03 frames a second", cam01=True),
+    "video of another rate": Kind(frames("exo", lambda f: f, 12.5), "frame_counts_disagree", "rates", cam01=True),
+    "exo five frames shorter": Kind(frames("exo", lambda f: f[5:]), "frame_counts_disagree", '"cam01.mp4": 11', cam01=True),
     "ego five frames longer": Kind(frames("ego", lambda f: f[[*range(16), *[15] * 5]]), "frame_counts_disagree", '"aria01_214-1.mp4": 21'),
-    "exo camera that stopped": Kind(frames("exo", lambda f: f[[3] * len(f)]), "video_frozen", "cam01.mp4"),
+    "exo camera that stopped": Kind(frames("exo", lambda f: f[[3] * len(f)]), "video_frozen", "cam01.mp4", cam01=True),
     "ego camera that stopped": Kind(frames("ego", lambda f: f[[0] * len(f)]), "video_frozen", "aria01_214-1.mp4"),
-    "black video": Kind(frames("exo", np.zeros_like), "video_frozen", "cam01.mp4"),
+    "black video": Kind(frames("exo", np.zeros_like), "video_frozen", "cam01.mp4", cam01=True),
     "no exo video": Kind(lambda take: [p.unlink() for p in take.videos.glob("cam*")], "no_exo_video"),
     "no ego video": Kind(lambda take: take.ego.unlink(), "no_ego_video"),
     "empty take": Kind(emptied, "no_exo_video"),
     "take of four frames": Kind(short, "too_short", "4 frames", at="clips"),
+    # sizes of videos: none hides another
+    "a smaller size begun": Kind(at_size("downscaled/360", "cam01"), taken=1),
+    "a smaller size of the head alone": Kind(at_size("downscaled/90", "aria01_214-1"), taken=1),
+    "a smaller size of nothing": Kind(at_size("downscaled/1"), taken=1),
+    "a smaller size cut short": Kind(at_size("downscaled/360", "cam01", "aria01_214-1", edit=lambda d: d[: len(d) // 2]), taken=1),
+    "a larger size begun": Kind(at_size(".", "cam01"), taken=1),
+    "a smaller size linked from outside": Kind(size_linked_away, taken=1),
+    "two sizes, neither whole": Kind(parted, "no_exo_video", "360: no_ego_video"),
     # what lies where a file should
-    "pipe for a video": Kind(instead("exo", lambda path, _: os.mkfifo(path)), "file_unusable", "a pipe"),
-    "folder for a video": Kind(instead("exo", lambda path, _: path.mkdir()), "file_unusable", "a folder"),
-    "device for a video": Kind(instead("exo", lambda path, _: os.mknod(path, 0o20666, os.makedev(1, 5))), "file_unusable", "a device"),
-    "video that may not be read": Kind(lambda take: take.exo.chmod(0), "file_unusable", "Permission denied"),
-    "link to nothing": Kind(instead("exo", lambda path, _: path.symlink_to("nowhere.mp4")), "file_unusable", "No such file"),
-    "link to itself": Kind(instead("exo", lambda path, _: path.symlink_to(path.name)), "file_unusable", "loop"),
-    "video linked from outside": Kind(instead("exo", linked_away), "path_outside_root", "cam01.mp4"),
+    "pipe for a video": Kind(instead("exo", lambda path, _: os.mkfifo(path)), "file_unusable", "a pipe", cam01=True),
+    "folder for a video": Kind(instead("exo", lambda path, _: path.mkdir()), "file_unusable", "a folder", cam01=True),
+    "device for a video": Kind(
+        instead("exo", lambda path, _: os.mknod(path, 0o20666, os.makedev(1, 5))), "file_unusable", "a device", cam01=True
+    ),
+    "video that may not be read": Kind(lambda take: take.exo.chmod(0), "file_unusable", "Permission denied", cam01=True),
+    "link to nothing": Kind(instead("exo", lambda path, _: path.symlink_to("nowhere.mp4")), "file_unusable", "No such file", cam01=True),
+    "link to itself": Kind(instead("exo", lambda path, _: path.symlink_to(path.name)), "file_unusable", "loop", cam01=True),
+    "video linked from outside": Kind(instead("exo", linked_away), "path_outside_root", "cam01.mp4", cam01=True),
     "lens linked from outside": Kind(instead("lens", linked_away), "path_outside_root", "online_calibration"),
     "poses linked from outside": Kind(instead("pose", linked_away), "path_outside_root", "camera_pose"),
     "take linked from outside": Kind(folder_linked_away, "path_outside_root", "takes/zoo_cooking_7"),
@@ -526,7 +598,7 @@ ZOO: dict[str, Kind] = {
     "no poses at all": Kind(head(lambda p: p.clear()), "no_camera_pose", "aria01"),
     "reflected pose": Kind(each(lambda p: p.__setitem__(0, [-v for v in p[0]])), "rotation_invalid", "frame 0"),
     "pose that shears": Kind(each(lambda p: p[0].__setitem__(1, p[0][1] + 0.2)), "rotation_invalid", "frame 0"),
-    "exo pose of zeros": Kind(cam01(lambda c: c.update(camera_extrinsics=[[0.0] * 4] * 3)), "rotation_invalid", "cam01"),
+    "exo pose of zeros": Kind(cam01(lambda c: c.update(camera_extrinsics=[[0.0] * 4] * 3)), "rotation_invalid", "cam01", cam01=True),
     "poses in millimetres": Kind(each(lambda p: scale(p, 1000)), "pose_units", "m from the wearer's head"),
     "poses in kilometres": Kind(
         annotation(
@@ -546,7 +618,7 @@ ZOO: dict[str, Kind] = {
     "poses by negative number": Kind(moved(lambda i: i - 2), "no_camera_pose", "not all numbers"),
     "frame of 5,000 digits": Kind(moved(lambda i: "9" * 5000 if i == 3 else i), "no_camera_pose", "not all numbers"),
     "two poses of one frame": Kind(moved(lambda i: "02" if i == 3 else i), "no_camera_pose", "several poses"),
-    "exo camera that moves": Kind(by_frame(0.01), "exo_camera_moves", "cam01: 16 poses"),
+    "exo camera that moves": Kind(by_frame(0.01), "exo_camera_moves", "cam01: 16 poses", cam01=True),
     "exo pose told for every frame": Kind(by_frame(0.0), taken=1),
     # the annotation as JSON
     "no annotation": Kind(lambda take: take.pose.unlink(), "no_camera_pose", "no annotation of"),
@@ -560,15 +632,26 @@ ZOO: dict[str, Kind] = {
     "JSON with half a letter": Kind(text("pose", lambda t: '{"x": "\\ud800",' + t[1:]), "no_camera_pose", "surrogates"),
     "JSON that is no Unicode": Kind(bytes_of("pose", lambda d: d.replace(b"cam02", b"cam\xff2")), "no_camera_pose", "decode"),
     "JSON of 200 MB": Kind(sparse("pose", 200 * 10**6), "no_camera_pose", "200000000 bytes, more than"),
+    "annotation of two, one empty": Kind(annotated_in_vain, taken=1),
+    "JSON of empty lists": Kind(write("pose", repeated(b"[],")), "no_camera_pose", "MB of memory"),
+    "JSON of small objects": Kind(write("pose", repeated(b'{"a":{}},')), "no_camera_pose", "MB of memory"),
+    "JSON that is a hole": Kind(sparse("pose", 60 * 10**6), "no_camera_pose", "no text"),
     # lenses
-    "no distortion": Kind(cam01(lambda c: c.pop("distortion_coeffs")), "calibration_invalid", "cam01 distortion"),
-    "distortion of another model": Kind(cam01(lambda c: c.update(distortion_coeffs=[0.1] * 5)), "calibration_invalid", "(5,)"),
-    "distortion that turns back": Kind(cam01(lambda c: c.update(distortion_coeffs=[-9.0, 0, 0, 0])), "calibration_invalid", "cam01"),
-    "no intrinsics": Kind(cam01(lambda c: c.pop("camera_intrinsics")), "calibration_invalid", "cam01 intrinsics"),
-    "singular intrinsics": Kind(cam01(lambda c: c.update(camera_intrinsics=[[0.0] * 3] * 3)), "calibration_invalid", "cam01"),
-    "intrinsics of NaN": Kind(cam01(lambda c: c["camera_intrinsics"][0].__setitem__(0, math.nan)), "calibration_invalid", "not finite"),
+    "no distortion": Kind(cam01(lambda c: c.pop("distortion_coeffs")), "calibration_invalid", "cam01 distortion", cam01=True),
+    "distortion of another model": Kind(cam01(lambda c: c.update(distortion_coeffs=[0.1] * 5)), "calibration_invalid", "(5,)", cam01=True),
+    "distortion that turns back": Kind(
+        cam01(lambda c: c.update(distortion_coeffs=[-9.0, 0, 0, 0])), "calibration_invalid", "cam01", cam01=True
+    ),
+    "no intrinsics": Kind(cam01(lambda c: c.pop("camera_intrinsics")), "calibration_invalid", "cam01 intrinsics", cam01=True),
+    "singular intrinsics": Kind(cam01(lambda c: c.update(camera_intrinsics=[[0.0] * 3] * 3)), "calibration_invalid", "cam01", cam01=True),
+    "intrinsics of NaN": Kind(
+        cam01(lambda c: c["camera_intrinsics"][0].__setitem__(0, math.nan)), "calibration_invalid", "not finite", cam01=True
+    ),
     "intrinsics of another size": Kind(
-        cam01(lambda c: c.update(camera_intrinsics=[[258.0, 0, 398], [0, 258.0, 224], [0, 0, 1]])), "calibration_invalid", "cam01"
+        cam01(lambda c: c.update(camera_intrinsics=[[258.0, 0, 398], [0, 258.0, 224], [0, 0, 1]])),
+        "calibration_invalid",
+        "cam01",
+        cam01=True,
     ),
     "no lens file": Kind(lambda take: take.lens.unlink(), taken=1),
     "lens file without the head": Kind(text("lens", lambda t: t.replace("camera-rgb", "camera-eye")), "calibration_invalid", "StopIter"),
@@ -585,7 +668,9 @@ ZOO: dict[str, Kind] = {
     ),
     "lens beyond all numbers": Kind(projection(lambda p: p["Params"].__setitem__(0, HUGE)), "calibration_invalid", "not numbers"),
     "lens that explodes": Kind(projection(lambda p: p["Params"].__setitem__(3, 1e300)), "calibration_invalid", "jsonl"),
-    "exo lens that explodes": Kind(cam01(lambda c: c.update(distortion_coeffs=[1e300, 0, 0, 0])), "calibration_invalid", "cam01"),
+    "exo lens that explodes": Kind(
+        cam01(lambda c: c.update(distortion_coeffs=[1e300, 0, 0, 0])), "calibration_invalid", "cam01", cam01=True
+    ),
     # depth on disk
     "depth of zeros": Kind(depths(lambda a: {"static_depth": 0 * a["static_depth"]}), "depth_empty", "no known depth", at="depth"),
     "depth with NaN": Kind(depths(at("static_depth", math.nan)), "depth_sidecar_invalid", "NaN", at="depth"),
@@ -615,6 +700,9 @@ ZOO: dict[str, Kind] = {
     ),
     "depth with an unparsable header": Kind(entry("(" * 9000 + "\n"), "depth_sidecar_invalid", "no header"),
     "depth of negative size": Kind(entry(lie("(-4, -4)")), "depth_sidecar_invalid", "(-4, -4)"),
+    "depth packed to nearly nothing": Kind(packed(zipfile.ZIP_BZIP2), "depth_sidecar_invalid", "NumPy does not write"),
+    "depth with a directory of 1.2 MB": Kind(packed(zipfile.ZIP_STORED, 1_200_000), "depth_sidecar_invalid", "zip directory"),
+    "depth of one text": Kind(entry(lie("()", "<U16")), "depth_sidecar_invalid", "no kind of number"),
     # indices
     "unicode and spaces in names": Kind(nothing, taken=1, name="дом 厨房 café_cooking_7", uid="uid ünï 'quoted' 7"),
     "take listed and not there": Kind(gone),
@@ -634,6 +722,11 @@ ZOO: dict[str, Kind] = {
     "folder that is no Unicode": Kind(renamed, "file_unusable", "no Unicode"),
     "takes.json that is no JSON": Kind(overwritten("takes.json", "[{"), "take_unreadable", "takes.json", whole=True),
     "takes.json of 1 GB": Kind(lambda take: os.truncate(take.root / "takes.json", 10**9), "take_unreadable", "more than", whole=True),
+    "takes.json of empty lists": Kind(
+        lambda take: (take.root / "takes.json").write_bytes(repeated(b"[],")), "take_unreadable", "MB of memory", whole=True
+    ),
+    "takes.json of 100,001 numbers": Kind(overwritten("takes.json", json.dumps([7] * 100_001)), "take_unreadable", "more than", whole=True),
+    "folder told from further up": Kind(listed(lambda r: r.update(root_dir="egoexo/v2/" + r["root_dir"])), taken=1),
     "takes.json that is no list": Kind(overwritten("takes.json", "{}"), "take_unreadable", "no list", whole=True),
     "splits with a key twice": Kind(
         overwritten("annotations/splits.json", '{"take_uid_to_split": {"a": "train", "a": "test"}}'), "take_unreadable", "twice", whole=True
@@ -679,6 +772,11 @@ ZOO: dict[str, Kind] = {
     "EgoX: one take thrice": Kind(
         index("meta.json", lambda v, _: v["test_datasets"].extend(v["test_datasets"][-1:])), "duplicate_take_uid", taken=1, egox=True
     ),
+    "EgoX: paths from its repository": Kind(example(from_repository), taken=1, egox=True),
+    "EgoX: paths from its repository, one not there": Kind(
+        example(lambda e: (from_repository(e), e.update(exo_path=e["exo_path"] + ".mp4"))), "no_exo_video", "example/egoexo4D", egox=True
+    ),
+    "EgoX: poses without end": Kind(example(lambda e: e["ego_extrinsics"].extend([0] * 10**6)), "poses_disagree", egox=True),
     "EgoX: poses of fewer frames": Kind(example(lambda e: e["ego_extrinsics"].__delitem__(slice(20, None))), "poses_disagree", egox=True),
     "EgoX: meta.json with a key twice": Kind(
         overwritten("meta.json", '{"a": 1, "a": 2}'), "take_unreadable", "twice", whole=True, egox=True
