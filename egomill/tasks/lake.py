@@ -122,8 +122,8 @@ class Lake:
         where it is asked for by name. Damaged where they cannot be read.
         """
         data = self.open(table, version)
-        lacking = [name for name in columns or () if name in TABLES[table].names and name not in data.schema.names]
         with self._readable(table, version):
+            lacking = [name for name in columns or () if name in TABLES[table].names and name not in data.schema.names]
             found = data.to_table(columns=None if columns is None else [c for c in columns if c not in lacking], filter=where or None)
         for name in lacking:
             found = found.append_column(TABLES[table].field(name), pa.nulls(len(found), TABLES[table].field(name).type))
