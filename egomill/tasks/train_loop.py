@@ -8,6 +8,7 @@ would. Metrics go to MLflow from rank 0 alone; `ray.train.report` is called with
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from contextlib import nullcontext
@@ -27,6 +28,7 @@ from egomill.tasks import adapters, bases, samples, sheets
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import Tracker
 
+log = logging.getLogger(__name__)
 FLUSH = 20  # steps between writes to MLflow
 VALIDATED, DRAWS = 8, 4  # held-out clips, and fixed noises of each
 REPORT = "step.json"
@@ -132,7 +134,7 @@ def loop(plan: Plan) -> None:
             if len(held_out):
                 report["val_loss"] = validate(partial(loss_of, inner(objective).eval()), held_out, settings.seed, rank, world, device)
                 book.add(step, {"val_loss": report["val_loss"]})
-            book.flush()
+            book.flush(last)
             adapter, moments = lora.state(parts.transformer), whole_moments(optimiser, parameters)  # all workers: they gather
             with tempfile.TemporaryDirectory() as folder:
                 saved = None
@@ -224,10 +226,16 @@ class Book:
     def add(self, step: int, values: dict[str, float]) -> None:
         if self.writes:
             self.rows.append((step, values))
-            if len(self.rows) >= FLUSH:
+            if len(self.rows) % FLUSH == 0:
                 self.flush()
 
-    def flush(self) -> None:
-        if self.rows:
-            self.tracker.metrics(self.run_id, self.rows)
+    def flush(self, last: bool = False) -> None:
+        """Write what is there. Only the `last` time it is an error that the server was away for longer than MLflow waits for it."""
+        try:
+            if self.rows:
+                self.tracker.metrics(self.run_id, self.rows)
             self.rows = []
+        except Exception as error:
+            if last:
+                raise
+            log.warning("no metrics could be written, training goes on, and they are written later: %s", error)
