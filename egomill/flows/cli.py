@@ -523,6 +523,10 @@ def _run(flow: Any, json_: bool, **parameters: Any) -> None:
     from prefect.settings import PREFECT_API_URL
 
     orchestrated = bool(PREFECT_API_URL.value())
+    if orchestrated:
+        from egomill.flows.steps import greet
+
+        greet(str(PREFECT_API_URL.value()))
     result = flow(**parameters) if orchestrated else flow.fn(**parameters)
     if json_:
         _answer(result, True)
@@ -597,7 +601,12 @@ def _command() -> int:
 
     try:
         settle()
-        return app(standalone_mode=False) or 0
+        command = typer.main.get_command(app)
+        with command.make_context("egomill", sys.argv[1:]) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as ended:
+        return ended.exit_code
     except (typer.Abort, KeyboardInterrupt):
         _tell("error", "interrupted")
         return 130
@@ -612,6 +621,10 @@ def _command() -> int:
         report = error.args[0]
         _tell("failed", f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`")
         return 1
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 60) : error.end + 20]
+        _tell("error", f"...{around}... is no Unicode, which no table can keep: rename it")
+        return 2
     except ValueError as error:
         _tell("error", tidy(str(error)))
         return 2

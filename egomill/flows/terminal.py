@@ -79,7 +79,7 @@ def _line(error: BaseException, server: str) -> str:
 
 def tidy(text: str) -> str:
     """Without what Lance says of its own source."""
-    return re.sub(r"^LanceError\(\w+\): |, \S+\.rs:\d+:\d+\b", "", text.strip())
+    return re.sub(r"LanceError\(\w+\): |, \S+\.rs:\d+:\d+\b", "", text.strip())
 
 
 def unread(descriptor: int) -> bool:
@@ -120,9 +120,11 @@ def _private(folder: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise ValueError(f"this user has no home, and {folder} cannot be made ({error.strerror}): set HOME to a folder to write into") from None
+        raise ValueError(
+            f"this user has no home, and {folder} cannot be made ({error.strerror}): set HOME to a folder to write into"
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ValueError(f"this user has no home, and {folder} is not theirs alone: set HOME to a folder to write into")
+        raise ValueError(f"no home, and {folder} is not this user's alone: set HOME to a folder to write into")
     return folder
 
 

@@ -1,8 +1,8 @@
 """A place to look, on this machine: Prefect server, a worker with the deployments, the MLflow page. Ctrl-C ends all of it.
 
-Whoever reaches Prefect's API runs code as the user. So both servers ask for a secret that is made anew at each start, and is told to
-processes by their environment, which other users cannot read. A browser's other pages do not know it either, and are refused besides: Prefect wants a
-CSRF token and allows no foreign origin; MLflow, which trusts every page of this machine, stands behind `guarded`.
+Whoever reaches Prefect's API runs code as the user. So both servers ask for a secret, made anew at each start unless one is set, which
+processes are told by their environment, where other users cannot read it. A browser's other pages do not know it either, and are refused
+besides: Prefect wants a CSRF token and allows no foreign origin; MLflow, which trusts every page of this machine, stands behind `guarded`.
 """
 
 from __future__ import annotations

@@ -72,8 +72,9 @@ class Lake:
         try:
             if not self._exists(table):  # another process may have made it since
                 lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
-        except OSError:
+        except OSError as error:
             if not self._exists(table):
+                error.add_note(f"table {self.path(table)}")
                 raise
         return lance.dataset(self.path(table))
 

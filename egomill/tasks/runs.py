@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of
 from egomill.schemas.outcome import Report
+from egomill.schemas.text import plain
 from egomill.tasks import alive
 from egomill.tasks.lake import Lake
 
@@ -75,7 +76,7 @@ def recorded(lake: Lake, flow: str, profile: Profile, module: str = "") -> Itera
         try:
             yield run
         except BaseException as error:
-            run.detail = "".join(traceback.format_exception(error))[-8000:]
+            run.detail = plain("".join(traceback.format_exception(error))[-8000:], most=None, lines=True)
             run.write("failed" if isinstance(error, Exception) else "cancelled")
             raise
         run.write("completed")

@@ -10,11 +10,13 @@ each machine fetches a version once, into `cache()`, where the newest `CACHED` s
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -117,7 +119,7 @@ def _greet(uri: str) -> None:
     what, todo = "", "start it, or name another with --tracking or MLFLOW_TRACKING_URI"
     try:
         ask = {"max_retries": 0, "timeout": PATIENCE, "raise_on_status": False}
-        answer = http_request(get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search?max_results=1", "GET", **ask)
+        answer: Any = http_request(get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search?max_results=1", "GET", **ask)
         if answer.status_code in (401, 403):
             what, todo = "does not let us in", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         elif answer.status_code not in (200, 429):  # 429: it is there, and busy
@@ -132,7 +134,12 @@ def _greet(uri: str) -> None:
 
 def _brief(error: BaseException) -> str:
     text = str(error)
-    known = {"aborted": "it hangs up", "refused": "connection refused", "timed out": f"nothing within {PATIENCE} s", "SSL": "no secure connection could be made"}
+    known = {
+        "aborted": "it hangs up",
+        "refused": "connection refused",
+        "timed out": f"nothing within {PATIENCE} s",
+        "SSL": "no secure connection could be made",
+    }
     return next((words for sign, words in known.items() if sign in text), text.rpartition(": ")[2][:200])
 
 
@@ -140,6 +147,13 @@ def _brief(error: BaseException) -> str:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
+    if database := Tracker(uri).database:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        try:  # MLflow would try again for minutes what no trying mends
+            with contextlib.closing(sqlite3.connect(database)) as opened:
+                opened.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise OSError(f"MLflow's database {database}: {error}") from None
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
