@@ -6,23 +6,35 @@ functions, at once and unrecorded by Prefect (the lake records every run either 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from egomill.flows.terminal import MACHINE, UNREAD, Terminal, explain, settle, tidy, unread
+from egomill.schemas.text import plain
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 releases_app = typer.Typer(no_args_is_help=True, help="Releases: named, protected versions of all tables.")
 app.add_typer(releases_app, name="release")
-out, err = Console(), Console(stderr=True)
+out, err = Terminal(), Terminal(stderr=True)
 
-Lake = Annotated[str, typer.Option("--lake", "-l", envvar="EGOMILL_LAKE", help="Folder or object-store URI of the lake.")]
+
+def _unicode(path: str) -> str:
+    if not path.isascii() and path.encode(errors="replace").decode() != path:
+        raise ValueError(f"the lake {path} has a name that is no Unicode, which no table can be written by: rename the folder")
+    return path
+
+
+Where = typer.Option("--lake", "-l", envvar="EGOMILL_LAKE", help="Folder or object-store URI of the lake.", callback=_unicode)
+Lake = Annotated[str, Where]
 Profile = Annotated[str, typer.Option("--profile", "-p", help="A named profile (local, paper) or a TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a setting: section.key=value. Repeatable.")]
 Allow = Annotated[
@@ -71,7 +83,7 @@ def pretrain(
     from egomill.tasks.pretrain import pretrain as train
 
     record = train(folder, seeds=seeds, minutes=minutes)
-    out.print_json(json.dumps(record, default=str))
+    _answer(record, True)
 
 
 @app.command()
@@ -396,7 +408,7 @@ def forget(
         for path in answer["checkpoints"]:
             out.print(f"weights trained on it: {path}", highlight=False, soft_wrap=True)
         for path in answer["left"]:
-            out.print(f"[red]left:[/] {path}", highlight=False, soft_wrap=True)
+            out.print(f"left: {path}", style="red", highlight=False, soft_wrap=True)
         out.print("Not looked for: copies, report pages and exports outside the lake, and the take's own files.", style="dim")
 
     _answer(answer, json_, show)
@@ -427,7 +439,7 @@ def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) ->
     }
 
     def show() -> None:
-        out.print(f"[bold]{lake}[/]: " + ", ".join(f"{n} {name}" for name, n in answer["tables"].items() if n))
+        out.print(f"{lake}: " + ", ".join(f"{n} {name}" for name, n in answer["tables"].items() if n))
         _table("stages", stages, ["stage", "inputs", "outputs", "rejected", "failed", "computed", "retired", "seconds"])
         _table("newest runs", answer["runs"], ["run_id", "flow", "status", "started", "release_out"])
         _table("releases", answer["releases"], ["name", "created", "clips"])
@@ -500,7 +512,7 @@ def lineage(
         found = lines.of_adapter(at, _asked(lake, tracking), what)
     else:
         found = lines.of_release(at, what)
-    _answer(found, json_, lambda: out.print_json(json.dumps(found, default=str)))
+    _answer(found, json_, lambda: _answer(found, True, indent=2))
 
 
 @releases_app.command("list")
@@ -525,11 +537,11 @@ def release_show(name: Annotated[str, typer.Argument(help="Default: the newest."
 
     def show() -> None:
         gone = f", withdrawn {row['withdrawn']:%F %T}: {row['why']}" if row["withdrawn"] else ""
-        out.print(f"[bold]{row['name']}[/]: {row['clips']} clips, {row['created']:%F %T}, run {row['run_id']}{gone}", highlight=False)
+        out.print(f"{row['name']}: {row['clips']} clips, {row['created']:%F %T}, run {row['run_id']}{gone}", highlight=False)
         tables = [{"table": t, "version": v, "content": row["content"].get(t), "tagged": row["tags"][t]} for t, v in row["tables"].items()]
         _table("tables", tables, ["table", "version", "content", "tagged"])
         _table("checks", [{"check": k, "result": v} for k, v in row["checks"].items()], ["check", "result"])
-        out.print_json(json.dumps(row["profile"]))
+        _answer(row["profile"], True, indent=2)
 
     _answer(row, json_, show)
 
@@ -571,9 +583,13 @@ def _run(flow: Any, json_: bool, **parameters: Any) -> None:
     from prefect.settings import PREFECT_API_URL
 
     orchestrated = bool(PREFECT_API_URL.value())
+    if orchestrated:
+        from egomill.flows.steps import greet
+
+        greet(str(PREFECT_API_URL.value()))
     result = flow(**parameters) if orchestrated else flow.fn(**parameters)
     if json_:
-        _answer(result, True, lambda: None)
+        _answer(result, True)
 
 
 def _allowing(profile: str, set_: list[str] | None, allow: list[Path] | None) -> list[str]:
@@ -602,9 +618,10 @@ def _asked(lake: str, tracking: str) -> Any:
     return tracker
 
 
-def _answer(value: Any, as_json: bool, show: Any) -> None:
+def _answer(value: Any, as_json: bool, show: Any = None, indent: int | None = None) -> None:
     if as_json:
-        print(json.dumps(value, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))
+        text = json.dumps(value, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
+        print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent))  # JSON has no NaN
     else:
         show()
 
@@ -642,21 +659,69 @@ def _short(value: Any) -> str:
 
 
 def main() -> None:
-    """Errors of the caller (ValueError) are one line and exit code 2; ours show their traceback and exit with 1."""
+    """Run a command; its exit code says how it ended (flows/terminal.py). What others did wrong is one line, what we did a traceback."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names on disk may be no Unicode, and a terminal may know little of it
+    try:
+        code = _command()
+        sys.stdout.flush()
+    except OSError as error:  # of writing the answer
+        code = UNREAD if unread(sys.stdout.fileno()) else MACHINE
+        if code == MACHINE:
+            _tell("error", f"the answer could not be written: {explain(error)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
+    raise SystemExit(code)
+
+
+def _command() -> int:
     from egomill.schemas.outcome import StageFailed
 
     try:
-        app()
-    except ValueError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        settle()
+        command = typer.main.get_command(app)
+        with command.make_context("egomill", sys.argv[1:]) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        _tell("error", "interrupted")
+        return 130
+    except typer.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            context = getattr(error, "ctx", None)
+            _tell("error", f"{error.format_message()} (see {context.command_path if context else 'egomill'} --help)")
+        return 2
     except StageFailed as error:
         report = error.args[0]
-        what = f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`"
-        err.print(f"[red]failed:[/] {what}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        _tell("failed", f"{report.failed} of {report.inputs} rows of stage {report.stage}; see `egomill failures`")
+        return 1
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 60) : error.end + 20]
+        _tell("error", f"...{around}... is no Unicode, which no table can keep: rename it")
+        return 2
+    except ValueError as error:
+        _tell("error", tidy(str(error)))
+        return 2
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and unread(sys.stdout.fileno()):
+            return UNREAD
+        if line := explain(error):
+            _tell("error", line)
+            return MACHINE
+        sys.stderr.write(plain(traceback.format_exc(), most=None, lines=True))
+        _tell("error", "this is a fault of Egomill's own: please report it, with the lines above and the command")
+        return 1
+
+
+def _tell(what: str, text: str) -> None:
+    err.print(what, end=": ", style="red")
+    err.print(text, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

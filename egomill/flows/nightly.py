@@ -24,6 +24,7 @@ def nightly(
     report: str = "",
 ) -> dict:
     """Takes to a release, to an adapter, to a page that shows both. Each half does nothing where nothing changed."""
+    Tracker.of(tracking, lake)  # a server that does not answer is told before the work, not after it
     built = call(rebuild, lake=lake, sources_=sources_, profile=profile, settings=settings)
     trained = call(retrain, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking)
     page = do("report", write_report, lake, trained["adapter"], tracking, report)

@@ -7,26 +7,56 @@ deployments may trigger; a warning line says what was rejected or failed, and wh
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import Flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
-from rich.console import Console
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from egomill.flows.terminal import Terminal
 from egomill.schemas.outcome import Report, StageFailed
+from egomill.schemas.text import plain
 from egomill.tasks import stage as stages
 from egomill.tasks.lake import Lake
 from egomill.tasks.runs import Run
 from egomill.tasks.stage import Stage
 
-console = Console(stderr=True)
+console = Terminal(stderr=True)
+
+
+def greet(api: str) -> None:
+    """Ask Prefect's server, once and briefly, whether it answers and lets us in; later its client waits and asks again.
+
+    Errors: OSError that says what is wrong, where, and what to do.
+    """
+    what, todo = "", "start it (`egomill up`), name another with PREFECT_API_URL, or unset that to do without"
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True, httpx_settings={"timeout": 5}) as client:
+            client.api_version()
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        if code in (401, 403):
+            what, todo = "does not let us in", "set PREFECT_API_AUTH_STRING (`egomill up` prints it) or PREFECT_API_KEY"
+        elif code == 404 or code >= 500:
+            what = f"answers {code} {error.response.reason_phrase}"
+    except httpx.TimeoutException:
+        what = "does not answer (nothing within 5 s)"
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError) as error:
+        what = f"does not answer ({error})"
+    except ValueError:
+        what = "answers, but is no Prefect"
+    if what:
+        raise OSError(f"the Prefect server {api} {what}: {todo}") from None
 
 
 def orchestrated() -> bool:
@@ -37,7 +67,7 @@ def orchestrated() -> bool:
 def say(text: str, style: str = "", level: int = logging.INFO) -> None:
     """A line for whoever watches: on the flow run's page under Prefect, else on the terminal."""
     if orchestrated():
-        get_run_logger().log(level, text)
+        get_run_logger().log(level, "%s", plain(text))
     else:
         console.print(text, style=style, highlight=False)
 
@@ -53,7 +83,9 @@ def do(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     ours = logging.getLogger("egomill")  # what stages log, that of their workers included, belongs on the flow run's page
     if not any(isinstance(handler, APILogHandler) for handler in ours.handlers):
-        ours.addHandler(APILogHandler())
+        handler = APILogHandler()
+        handler.addFilter(_plainly)
+        ours.addHandler(handler)
         ours.setLevel(logging.INFO)
     return task(name=name, retries=0, persist_result=False)(lambda: function(*args, **kwargs))()
 
@@ -73,13 +105,13 @@ def make(run: Run, stage: Stage, **inputs: Any) -> Report:
 def link(key: str, url: str, text: str) -> None:
     """A link on the flow run's page (nothing outside Prefect)."""
     if orchestrated():
-        create_link_artifact(key=key, link=url if "://" in url else Path(url).absolute().as_uri(), link_text=text)
+        create_link_artifact(key=key, link=url if "://" in url else Path(url).absolute().as_uri(), link_text=_markdown(text))
 
 
 def show(key: str, draw: Callable[[], str], text: str) -> None:
     """A picture (what `draw` returns: an address, "" for none) on the flow run's page; outside Prefect nothing is drawn."""
     if orchestrated() and (picture := draw()):
-        create_image_artifact(image_url=picture, key=key, description=text)
+        create_image_artifact(image_url=picture, key=key, description=_markdown(text))
 
 
 def announce(lake: Lake, release: str) -> None:
@@ -100,19 +132,29 @@ def _tell(run: Run, report: Report) -> None:
         return
     table = [{k: v for k, v in report.to_dict().items() if k != "reasons"}]
     key = f"stage-{report.stage}".lower()
-    create_table_artifact(table=table, key="".join(c if c.isalnum() else "-" for c in key), description=line)
+    create_table_artifact(table=table, key="".join(c if c.isalnum() else "-" for c in key), description=_markdown(line))
     if report.computed:
         resource = {"prefect.resource.id": f"lance://{run.lake.path(report.stage.split('/')[0])}", "prefect.resource.name": report.stage}
         emit_event("prefect.asset.materialization.succeeded", resource=resource, payload={"run_id": run.id, "rows": report.computed})
+
+
+def _plainly(record: logging.LogRecord) -> bool:
+    record.msg, record.args = plain(record.getMessage(), most=None, lines=True), ()
+    return True
+
+
+def _markdown(text: str) -> str:
+    """Words that mean nothing in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", plain(text))
 
 
 class _bar:
     """A progress bar on terminals; silent in logs and tests."""
 
     def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self.task = self.progress.add_task(name, total=None)
+        self.task = self.progress.add_task(plain(name), total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self.progress.start()

@@ -81,8 +81,9 @@ class Lake:
                     raise
         try:
             lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
-        except OSError:
+        except OSError as error:
             if not self.exists(table):  # else another process has made it since
+                error.add_note(f"table {self.path(table)}")
                 raise
         return lance.dataset(self.path(table))
 

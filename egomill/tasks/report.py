@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from egomill.schemas.outcome import REASONS
 from egomill.schemas.tensors import unpack_depth
+from egomill.schemas.text import plain
 from egomill.tasks import gate, lineage, runs, sheets, video, views
 from egomill.tasks.lake import Lake, one_of
 from egomill.tasks.tracking import Tracker
@@ -88,8 +89,14 @@ def glance(lake: Lake, adapter: str, clips: int = 3) -> str:
 
 
 def _template() -> Any:
-    environment = Environment(loader=PackageLoader("egomill.tasks"), autoescape=select_autoescape(["j2", "html"]), trim_blocks=True)
+    escape = {"autoescape": select_autoescape(["j2", "html"]), "finalize": _shown}
+    environment = Environment(loader=PackageLoader("egomill.tasks"), trim_blocks=True, **escape)
     return environment.get_template("report.html.j2")
+
+
+def _shown(value: Any) -> Any:
+    """Texts as `plain` has them; pictures and videos, which are text too, whole."""
+    return plain(value, most=None if value.startswith("data:") else 20_000, lines=True) if type(value) is str else value
 
 
 def _spec(lake: Lake, tracker: Tracker | None, adapter: str) -> str:

@@ -15,6 +15,7 @@ from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of
 from egomill.schemas.outcome import Report
 from egomill.schemas.tables import TABLES
+from egomill.schemas.text import plain
 from egomill.tasks import alive
 from egomill.tasks.lake import Lake, ask
 
@@ -85,7 +86,7 @@ def recorded(lake: Lake, flow: str, profile: Profile, module: str = "") -> Itera
             _give_way(lake, run)
             yield run
         except BaseException as error:
-            run.detail = "".join(traceback.format_exception(error))[-8000:]
+            run.detail = plain("".join(traceback.format_exception(error))[-8000:], most=None, lines=True)
             run.write("failed" if isinstance(error, Exception) else "cancelled")
             raise
         run.write("completed")

@@ -10,11 +10,13 @@ each machine fetches a version once, into `cache()`, where the newest `CACHED` s
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -22,15 +24,17 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from egomill.schemas.fingerprint import digest
+from egomill.schemas.text import plain
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 log = logging.getLogger(__name__)
 CHAMPION, CANDIDATE = "champion", "candidate"
 ROLLING = "rolling_back"  # tag of a champion that is losing its place
 BY = "egomill.run"  # tag of runs: the lake's run that started it
+_QUOTED = "?uri=true"
 CACHED = 8  # adapters that a machine keeps: one of the paper's size has 3 GB
 
 
@@ -93,12 +97,64 @@ class Adapter:
         return f"{self.name}@v{self.version}"
 
 
+PATIENCE = 5  # seconds for a server's first answer; what comes later waits and tries again, as MLflow does: some four minutes
+
+
+@lru_cache(maxsize=4)
+def _greet(uri: str) -> None:
+    """Whether the server at `uri` answers, and answers us, asked once a process: an outage later is waited for, as MLflow does.
+
+    Errors: OSError that says what is wrong, where, and what to do.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        place = urlsplit(uri)
+    except ValueError as error:
+        raise ValueError(f"the MLflow server {uri!r} is no address ({error}): name it as http://host:port") from None
+    shown = place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()  # without a password
+    what, todo = "", "start it, or name another with --tracking or MLFLOW_TRACKING_URI"
+    try:
+        ask = {"max_retries": 0, "timeout": PATIENCE, "raise_on_status": False}
+        answer: Any = http_request(get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search?max_results=1", "GET", **ask)
+        if answer.status_code in (401, 403):
+            what, todo = "does not let us in", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        elif answer.status_code not in (200, 429):  # 429: it is there, and busy
+            what = f"answers {answer.status_code} {answer.reason}"
+        elif answer.status_code == 200 and "json" not in answer.headers.get("content-type", ""):
+            what = "answers, but is no MLflow"
+    except (MlflowException, OSError) as error:  # what requests raises is an OSError
+        what = "has a name that is not found" if "resolve" in str(error) else f"does not answer ({_brief(error)})"
+    if what:
+        raise OSError(f"the MLflow server {shown} {what}: {todo}") from None
+
+
+def _brief(error: BaseException) -> str:
+    text = str(error)
+    known = {
+        "aborted": "it hangs up",
+        "refused": "connection refused",
+        "timed out": f"nothing within {PATIENCE} s",
+        "SSL": "no secure connection could be made",
+    }
+    return next((words for sign, words in known.items() if sign in text), text.rpartition(": ")[2][:200])
+
+
 @lru_cache(maxsize=4)
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if database := Tracker(uri).database:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        try:  # MLflow would try again for minutes what no trying mends
+            with contextlib.closing(sqlite3.connect(database)) as opened:
+                opened.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise OSError(f"MLflow's database {database}: {error}") from None
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -124,12 +180,23 @@ class Tracker:
         """The default store of a lake on disk. ValueError for an object store, where a server has to be named."""
         if "://" in lake_uri:
             raise ValueError(f"the lake {lake_uri} is no folder: name an MLflow server")
-        return Tracker(f"sqlite:///{Path(lake_uri).absolute() / 'mlflow.db'}")
+        path = str(Path(lake_uri).absolute() / "mlflow.db")  # of an address what follows a question mark is options, but of a file's quoted
+        return Tracker(f"sqlite:///file:{quote(path)}{_QUOTED}" if "?" in path else f"sqlite:///{path}")
 
     @staticmethod
     def of(uri: str, lake_uri: str) -> Tracker:
-        """The store at `uri`, or where that is empty the lake's own."""
+        """The store at `uri`, or where that is empty the lake's own. OSError where it is a server that does not answer."""
+        if uri:
+            _greet(uri)
         return Tracker(uri) if uri else Tracker.beside(lake_uri)
+
+    @property
+    def database(self) -> Path | None:
+        """The file of the store; None for a server."""
+        if not self.uri.startswith("sqlite:///"):
+            return None
+        path = self.uri.removeprefix("sqlite:///")
+        return Path(unquote(path.removeprefix("file:").removesuffix(_QUOTED)) if path.endswith(_QUOTED) else path).absolute()
 
     @property
     def client(self) -> Any:
@@ -139,7 +206,7 @@ class Tracker:
 
     def start(self, name: str, tags: Mapping[str, str] | None = None) -> str:
         """A new run; returns its id."""
-        return self.client.create_run(self._experiment(), run_name=name, tags=dict(tags or {})).info.run_id
+        return self.client.create_run(self._experiment(), run_name=plain(name, 200), tags=_plain(tags or {})).info.run_id
 
     def resume(self, run_id: str) -> None:
         self.client.update_run(run_id, status="RUNNING")
@@ -173,9 +240,7 @@ class Tracker:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is not None:
             return found.experiment_id
-        artifacts = None
-        if self.uri.startswith("sqlite:///"):
-            artifacts = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+        artifacts = (self.database.parent / "mlartifacts").as_uri() if self.database else None
         try:
             return self.client.create_experiment(self.experiment, artifact_location=artifacts)
         except MlflowException:  # another process was first
@@ -185,12 +250,12 @@ class Tracker:
         """Nested settings as `section.key`. MLflow refuses to change a parameter of a run, and so do we."""
         from mlflow.entities import Param
 
-        self.client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in _flat(values)])
+        self.client.log_batch(run_id, params=[Param(k, v) for k, v in _plain(dict(_flat(values))).items()])
 
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in values.items()])
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _plain(values).items()])
 
     def metrics(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Many steps at once: (step, {name: value}); a step logged again by a resumed run is kept twice (readers take the last)."""
@@ -228,7 +293,7 @@ class Tracker:
 
     def runs_of(self, dataset_digest: str) -> list[str]:
         """The runs that read exactly these table versions."""
-        found = self.client.search_runs([self._experiment()], filter_string=f"dataset.digest = '{dataset_digest}'")
+        found = self.client.search_runs([self._experiment()], filter_string=f"dataset.digest = {_quoted(dataset_digest)}")
         return [run.info.run_id for run in found]
 
     def inputs(self, run_id: str) -> list[dict]:
@@ -249,7 +314,7 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self.client.get_run(run_id).info.artifact_uri}/adapter"
-        made = self.client.create_model_version(name, source=source, run_id=run_id, tags=dict(tags))
+        made = self.client.create_model_version(name, source=source, run_id=run_id, tags=_plain(tags))
         return self.resolve(f"{name}/{made.version}")
 
     def alias(self, adapter: Adapter, alias: str) -> None:
@@ -261,7 +326,7 @@ class Tracker:
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Tags on a registered version, without fetching its files."""
-        for key, value in tags.items():
+        for key, value in _plain(tags).items():
             self.client.set_model_version_tag(name, version, key, value)
 
     def find(self, spec: str) -> Adapter:
@@ -291,7 +356,10 @@ class Tracker:
     def _fetch(self, adapter: Adapter) -> str:
         place = urlsplit(self.client.get_run(adapter.run_id).info.artifact_uri)
         if place.scheme in ("", "file"):
-            return str(self.client.download_artifacts(adapter.run_id, "adapter"))  # nothing is copied
+            folder = Path(unquote(place.path) if place.scheme else place.path) / "adapter"
+            if not folder.is_dir():
+                raise OSError(f"the files of {adapter.spec} are gone: there is no folder {folder}")
+            return str(folder)  # nothing is copied
         home = cache()
         home.mkdir(parents=True, exist_ok=True)
         folder = home / f"{adapter.run_id}-v{adapter.version}"
@@ -361,7 +429,7 @@ class Tracker:
 
     def exists(self) -> bool:
         """Whether there is a store: asking a database that is not there would make one."""
-        return not self.uri.startswith("sqlite:///") or Path(self.uri.removeprefix("sqlite:///")).is_file()
+        return self.database is None or self.database.is_file()
 
     def names(self) -> list[str]:
         """Of all registered adapters."""
@@ -383,6 +451,20 @@ class Tracker:
             found += self.files(run_id, entry.path) if entry.is_dir else [entry.path]
         return found
 
+    def page(self) -> Any:
+        """The application that `mlflow server` runs, of this store, whose artifacts lie beside it."""
+        from mlflow.server import constants
+        from mlflow.server.handlers import initialize_backend_stores
+
+        files = str(self.database.parent / "mlartifacts") if self.database else ""
+        os.environ |= {constants.BACKEND_STORE_URI_ENV_VAR: self.uri, constants.REGISTRY_STORE_URI_ENV_VAR: self.uri}
+        os.environ |= {constants.SERVE_ARTIFACTS_ENV_VAR: "true", constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/"}
+        os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = files
+        initialize_backend_stores(self.uri, self.uri, "mlflow-artifacts:/")
+        from mlflow.server.fastapi_app import app
+
+        return app
+
     def remove(self, run_id: str, path: str) -> bool:
         """Delete one of a run's artifacts. False where it is still there: the store does not let us."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -396,7 +478,7 @@ class Tracker:
 
     def adapters(self, name: str) -> list[dict]:
         """Every version, oldest first: {version, run_id, tags, aliases}."""
-        found = sorted(self.client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
+        found = sorted(self.client.search_model_versions(f"name = {_quoted(name)}"), key=lambda v: int(v.version))
         by_version: dict[str, list[str]] = {}
         if found:
             for alias, version in self.client.get_registered_model(name).aliases.items():
@@ -407,12 +489,16 @@ class Tracker:
         ]
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: plain(str(value), most=5000) for key, value in values.items()}  # MLflow takes 6,000 characters
+
+
 def _quoted(value: str) -> str:
-    """A string in MLflow's filters, which know no escapes."""
+    """As MLflow's filters write a text, in which nothing can be escaped."""
     mark = '"' if "'" in value else "'"
     if mark in value:
-        raise ValueError(f"MLflow cannot be asked for {value!r}, which has both kinds of quotes")
-    return f"{mark}{value}{mark}"
+        raise ValueError(f"{plain(value)}: nothing in MLflow has a name with both kinds of quotation marks")
+    return f"{mark}{plain(value, most=5000)}{mark}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -153,7 +153,7 @@ def loop(plan: Plan) -> str:
             if len(held_out):
                 report["val_loss"] = validate(partial(loss_of, inner(objective).eval()), held_out, settings.seed, rank, world, device)
                 book.add(step, {"val_loss": report["val_loss"]})
-            book.flush()
+            book.flush(last)
             adapter, moments = lora.state(parts.transformer), whole_moments(optimiser, parameters)  # all workers: they gather
             with tempfile.TemporaryDirectory() as folder:
                 saved = None
@@ -245,10 +245,16 @@ class Book:
     def add(self, step: int, values: dict[str, float]) -> None:
         if self.writes:
             self.rows.append((step, values))
-            if len(self.rows) >= FLUSH:
+            if len(self.rows) % FLUSH == 0:
                 self.flush()
 
-    def flush(self) -> None:
-        if self.rows:
-            self.tracker.metrics(self.run_id, self.rows)
+    def flush(self, last: bool = False) -> None:
+        """Write what is there. Only the `last` time it is an error that the server was away for longer than MLflow waits for it."""
+        try:
+            if self.rows:
+                self.tracker.metrics(self.run_id, self.rows)
             self.rows = []
+        except Exception as error:
+            if last:
+                raise
+            log.warning("no metrics could be written, training goes on, and they are written later: %s", error)

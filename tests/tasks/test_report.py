@@ -47,6 +47,7 @@ def page(tmp_path_factory):
             lake.upsert("scores", [made | r | {"clip_id": key, "adapter": name} for r in rows])
     trace = "Traceback (most recent call last):\n" + "  File '<x>'\n" * 40 + "ValueError: <script>alert(1)</script>"
     failures = [("take9", "clips", "rejected", "too_short", "5 frames"), ("k", "depth", "failed", "ValueError", trace)]
+    failures.append(("<b>k\u202e\x1b[2J", "takes", "rejected", "file_unusable", 'x" onload="alert(2)\x07'))
     keys = ("key", "stage", "status", "reason", "detail")
     more = {"fingerprint": "f", "run_id": "run", "attempt": 1, "at": datetime.now(UTC)}
     lake.upsert("failures", [dict(zip(keys, f, strict=True)) | more for f in failures])
@@ -61,6 +62,9 @@ def test_page_says_what_was_made_and_nothing_leads_outside(page):
     for words in ("egox@v1", "night-1", "Rejected and failed", "too_short", "not computed: no weights", "3 takes", "filled prior"):
         assert words in text, words
     assert "<script>alert" not in text
+    assert '" onload=' not in text
+    assert "&lt;b&gt;k\\u202e\\x1b[2J" in text
+    assert not set("\u202e\x1b\x07") & set(text)
     addresses = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", text) + re.findall(r"url\(([^)]+)\)", text)
     assert addresses
     assert [a[:60] for a in addresses if not a.startswith(("data:", "#"))] == []
