@@ -12,10 +12,12 @@ commit of rows came between. Else it looks again. The last to commit wins, and w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -47,6 +49,7 @@ FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files o
 FILE_BYTES = 256 * 2**20  # what compaction aims at
 INDEX_ROWS = 20_000
 _ATTEMPTS = 200
+NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EMFILE, errno.ENFILE)  # no file is other than it was
 
 
 class Damaged(ValueError):
@@ -103,6 +106,9 @@ class Lake:
         except BaseException as error:
             if isinstance(error, Damaged) or not (isinstance(error, (ValueError, OSError)) or type(error).__name__ == "PanicException"):
                 raise
+            found = re.search(r"os error (\d+)", str(error))
+            if found and int(found[1]) in NOT_DAMAGE:
+                raise OSError(int(found[1]), os.strerror(int(found[1])), self.path(table)) from None
             at = "" if version is None else f" at version {version}"
             said = (str(error).splitlines() or [""])[0].split(", /")[0].removeprefix("External error: ").removeprefix("LanceError(IO): ")
             raise Damaged(
