@@ -21,7 +21,7 @@ from egomill.tasks.lake import Lake, ask
 
 RECORDED = [
     "egomill", "prefect", "ray", "pylance", "mlflow", "torch", "torchvision", "diffusers", "peft", "transformers",
-    "easypytorch3d", "decord", "av", "numpy", "pyarrow", "opencv-python-headless",
+    "easypytorch3d", "av", "numpy", "pyarrow", "opencv-python-headless",
 ]  # fmt: skip
 
 
