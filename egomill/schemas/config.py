@@ -74,6 +74,8 @@ class Depth(Section):
     height: int = 224  # px of the stored depth; width follows the exo picture
     relative_error: float = 1e-3
     min_known: float = 0.2
+    min_head_scale: float = Field(default=0.5, ge=0)  # of the depth of the wearer's head over its known distance
+    max_head_scale: float = Field(default=2.0, gt=0)
 
 
 class Priors(Section):

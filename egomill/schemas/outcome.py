@@ -42,6 +42,7 @@ REASONS = {
     "upstream": "an earlier stage has no row for this clip",
     "no_depth_estimator": "no depth lies on disk and no estimator's weights are configured",
     "depth_empty": "too little of the depth is known or finite",
+    "depth_scale": "the depth of the wearer's head is far from its known distance: another unit, inverse depth, or another clip's depth",
     "alignment_failed": "the affine depth fit has too few static pixels or no positive scale",
     "prior_empty": "the rendered prior covers less of the ego view than the recipe asks for",
     "caption_failed": "the captioning endpoint gave no usable answer",

@@ -99,6 +99,7 @@ TABLES: dict[str, pa.Schema] = {
         inliers=TENSOR,
         estimator=_S,  # names and revisions: monocular | temporal | mask
         known=_F,  # fraction of pixels with depth
+        head_scale=_F,  # the depth of the wearer's head over its known distance: 1 is right; null where the head is never seen
     ),
     "priors": _derived("clip_id", video=_BYTES, valid=TENSOR, coverage=_F),
     "directions": _derived(

@@ -16,16 +16,19 @@ from torch import Tensor
 
 from egomill.kernels.background import temporal_static
 from egomill.kernels.cameras import Camera
-from egomill.kernels.depth import Alignment, align
+from egomill.kernels.depth import Alignment, AtHead, align, at_head
+from egomill.kernels.poses import inverse
 from egomill.schemas.config import Depth, Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tensors import pack, pack_depth
+from egomill.schemas.tensors import pack, pack_depth, unpack
 from egomill.tasks import estimators, masks, sidecar, video, views
 from egomill.tasks.stage import Stage
 
 SIDECAR = "sidecar"
 WITHOUT_NETWORK = ("static-median", "none")
-COLUMNS = (*views.EXO_COLUMNS, "exo_cam", "depth_path", "depth_kind", "depth_focal", "depth_files")
+INVERTED = 1.2  # what surrounds a head lies behind it, by 1.6 and more in simulated and real clips
+UNITS = {1000.0: "millimetres", 100.0: "centimetres", 39.37: "inches", 3.281: "feet", 1e-3: "kilometres"}
+COLUMNS = (*views.EXO_COLUMNS, "T_world_exo", "T_world_ego", "exo_cam", "depth_path", "depth_kind", "depth_focal", "depth_files")
 
 
 def stage(profile: Profile) -> Stage:
@@ -91,6 +94,9 @@ class Estimation:
         else:
             assert found is not None
             mono = torch.from_numpy(found.depth)
+        head = at_head(mono, static, camera, _T_exo_ego(clip))
+        if wrong := self.off(head):
+            return Rejected("depth_scale", wrong)
         try:
             fused = self.fuse(mono, frames, camera, static)
         except ValueError as error:
@@ -108,7 +114,21 @@ class Estimation:
             "inliers": pack(fused.inliers.numpy().astype(np.float32)),
             "estimator": json.dumps(self.named(clip, masked_by), sort_keys=True),
             "known": known,
+            "head_scale": head.scale if head and (head.moving or head.scale >= self.recipe.min_head_scale) else None,
         }
+
+    def off(self, head: AtHead | None) -> str:
+        """What is wrong with the scale of depth at the head, or "". A head that may be hidden says nothing of depth that is too near."""
+        low, high = self.recipe.min_head_scale, self.recipe.max_head_scale
+        if head is None:
+            return ""
+        measured = f"the wearer's head has {head.scale:.3g} times its known distance (median of {head.frames} frames)"
+        if head.around < 1 / INVERTED:
+            return f"{measured}, and what surrounds it lies before it: this looks like inverse depth (disparity); metres are asked for"
+        if (low <= head.scale or not head.moving) and head.scale <= high:
+            return ""
+        unit = next((f", as in {name}" for factor, name in UNITS.items() if 0.7 < head.scale / factor < 1.43), "")
+        return f"{measured}{unit}; {low:g} to {high:g} are accepted, and metres asked for"
 
     def fuse(self, mono: Tensor, frames: np.ndarray, camera: Camera, static: Tensor) -> Alignment:
         """Dm [F, h, w] steadied. ValueError where there is nothing static to fit."""
@@ -133,6 +153,12 @@ class Estimation:
             "mask": {"name": masked_by, "revision": self.revisions.mask if masked_by == self.recipe.mask else ""},
             "alignment": self.recipe.mode if self.recipe.temporal != "none" else "none",
         }
+
+
+def _T_exo_ego(clip: dict) -> Tensor:
+    """[F, 4, 4] float64."""
+    T_world_exo, T_world_ego = (torch.from_numpy(unpack(clip[name])) for name in ("T_world_exo", "T_world_ego"))
+    return inverse(T_world_exo) @ T_world_ego
 
 
 def at_height(exo_camera: Camera, height: int) -> Camera:

@@ -91,8 +91,15 @@ class Lake:
         return self.open(table, version).count_rows(filter=where or None)
 
     def read(self, table: str, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None) -> pa.Table:
-        """Columns of the rows that meet the SQL filter, at a version."""
-        return self.open(table, version).to_table(columns=None if columns is None else list(columns), filter=where or None)
+        """Columns of the rows that meet the SQL filter, at a version. A column that an earlier release of Egomill did not write is null
+        where it is asked for by name.
+        """
+        data = self.open(table, version)
+        lacking = [name for name in columns or () if name in TABLES[table].names and name not in data.schema.names]
+        found = data.to_table(columns=None if columns is None else [c for c in columns if c not in lacking], filter=where or None)
+        for name in lacking:
+            found = found.append_column(TABLES[table].field(name), pa.nulls(len(found), TABLES[table].field(name).type))
+        return found
 
     def rows(
         self, table: str, keys: Iterable[str], columns: Sequence[str] | None = None, version: int | None = None, where: str = ""
@@ -113,9 +120,19 @@ class Lake:
             raise ValueError(f"table {table}: a row without {' or '.join(KEYS[table])}")
         if len({tuple(key) for key in keys}) < len(keys):
             raise ValueError(f"table {table}: a key twice among the rows to write")
+        self._grow(table)
         data = pa.Table.from_pylist(rows, schema=TABLES[table])
         fragments = write_fragments(data, self.path(table), schema=TABLES[table], **_STORAGE)
         return json.dumps({"fragments": [f.to_json() for f in fragments], "keys": keys, "written": time.time()})
+
+    def _grow(self, table: str) -> None:
+        """Give a table of an earlier release the columns that came since, null in its rows. Nothing is rewritten."""
+        while lacking := [field for field in TABLES[table] if field.name not in self.open(table).schema.names]:
+            try:
+                self.open(table).add_columns(pa.schema(lacking))
+            except (OSError, ValueError):
+                if lacking == [field for field in TABLES[table] if field.name not in self.open(table).schema.names]:
+                    raise  # nobody else was faster
 
     def commit(self, table: str, fragments: str | Sequence[str] | None, replace: str = "", properties: dict[str, str] | None = None) -> int:
         """Driver's half: in one transaction delete the rows that meet `replace` or have a key of the fragments, and add these, as
