@@ -6,6 +6,7 @@ T_exo_ego [F, 4, 4] of the ego picture as it is shown (x right, y down, z forwar
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -25,7 +26,8 @@ JUMP = 0.1  # of the depth, from one pixel to the next but one: an edge
 
 
 class Standing(NamedTuple):
-    """Per frame but the first [F-1], of the first picture's corners: the share still in place, and that seen elsewhere; the rest is lost."""
+    """Per frame but the first [F-1], of the corners in the picture before: the share still in place, and that seen elsewhere. The rest is
+    lost."""
 
     still: Tensor
     moved: Tensor
@@ -34,12 +36,12 @@ class Standing(NamedTuple):
 def standing(video: Tensor, rows: int = 224) -> Standing | None:
     """Whether the camera of a video uint8 [F, H, W, 3] stands still: its corners are followed, forth and back. None where they are too few.
 
-    From the first frame to each, which shows a slow pan, and from each to its next, which shows a fast one; the smaller share counts. On
-    23 windows of real fixed cameras `still` was 0.63 at least and `moved` 0.10 at most; on head cameras, pans and zooms 0.02 at most and 0.2
-    at least. Brightness is evened out first. What is seen through a window, or a crowd that fills the picture, would be taken for motion.
+    From the first frame to each, which shows a slow pan, and from each to its next, which shows a fast one; the smaller share counts. On 23
+    windows of real fixed cameras `still` was 0.63 at least and `moved` 0.15 at most; on head cameras, pans and zooms 0.02 at most and 0.2
+    at least. Brightness is evened out first. A crowd that fills the picture would be taken for motion.
     """
     pictures = [cv2.equalizeHist((picture * 255).to(torch.uint8).numpy()) for picture in grey(video, rows)]
-    shares = [_followed(a, b) for a, b in [*((pictures[0], p) for p in pictures[1:]), *zip(pictures[:-1], pictures[1:], strict=True)]]
+    shares = [_followed(a, b) for a, b in [*((pictures[0], p) for p in pictures[1:]), *pairwise(pictures)]]
     if None in shares:
         return None
     first, following = torch.tensor(shares, dtype=torch.float64).reshape(2, -1, 2)
@@ -61,7 +63,7 @@ def _followed(a: np.ndarray, b: np.ndarray) -> tuple[float, float] | None:
 
 
 def roll(T_exo_ego: Tensor) -> float:
-    """Degrees, the median of the path: by how much the ego picture's up departs sideways from the exo picture's (0 upright, ±90 on its side).
+    """Degrees, the median of the path: by how much the ego picture is rolled against the exo picture (0 upright, ±90 on its side).
 
     A standing exo camera's -y is up, but for its tilt; that tilt, and a head that looks steeply down, cost some tens of degrees. Right
     poses of five real clips: 20 at most; those of the sensor: 70 at least.
@@ -107,10 +109,10 @@ def stir(seen: Seen, dynamic: Tensor) -> Tensor:
 
 
 def edges_agree(video: Tensor, depth: Tensor) -> float:
-    """How well edges of depth [F, H, W] (0 unknown) lie on edges of the pictures uint8 [F, H, W, 3]: the mean rank, among a picture's pixels,
-    of the contrast at the depth's jumps. 0.5 is chance. NaN where depth has next to no jumps.
+    """How well edges of depth [F, H, W] (0 unknown) lie on edges of the pictures uint8 [F, H, W, 3]: the mean rank, among a picture's
+    pixels, of the contrast at the depth's jumps. 0.5 is chance. NaN where depth has next to no jumps.
 
-    Own depth of three real clips 0.78 to 0.80, other clips' 0.51 to 0.59.
+    Own depth of three real clips 0.73 to 0.80, other clips' 0.48 to 0.58.
     """
     found = []
     for picture, z in zip(grey(video), depth, strict=True):
