@@ -134,9 +134,7 @@ def generate(
             "(x right, y down, z forward, upright) in the exo camera's (likewise)."
         ),
     ] = None,
-    out_: Annotated[
-        Path | None, typer.Option("--out", help="FILE.mp4; FILE.json and FILE.png beside it say what made it.")
-    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json and FILE.png beside it say what made it.")] = None,
     fov: Annotated[float | None, typer.Option(help="Exo lens: horizontal field of view in degrees, without distortion.")] = None,
     camera: Annotated[Path | None, typer.Option(help="Exo lens: JSON of a camera at the video's size; see `egomill camera`.")] = None,
     depth: Annotated[Path | None, typer.Option(help=".npz or folder of .npy; default: the network depth.monocular.")] = None,
@@ -181,6 +179,26 @@ def generate(
         out.print(f"look at {answer['picture']}: the head's axes, depth, prior, result", markup=False, highlight=False, soft_wrap=True)
 
     _answer(answer, json_, show)
+
+
+@app.command()
+def camera(
+    annotation: Annotated[Path, typer.Argument(help="annotations/ego_pose/*/camera_pose/<take_uid>.json of Ego-Exo4D.")],
+    name: Annotated[str, typer.Argument(help="The exo camera: cam01, gp02, ...")],
+    exo: Annotated[Path | None, typer.Option(help="Its video, whose size the camera gets; default: 3840x2160.")] = None,
+    camera_: Annotated[Path | None, typer.Option("--camera", help="Write what `generate --camera` takes.")] = None,
+    exo_pose: Annotated[Path | None, typer.Option(help="Write what `generate --exo-pose` takes.")] = None,
+) -> None:
+    """An exo camera of Ego-Exo4D as a request takes it: its lens and T_world_exo, as JSON; written where files are named."""
+    from egomill.tasks.wild import camera_of
+
+    found = camera_of(annotation, name, exo)
+    for path, value in ((camera_, found["camera"]), (exo_pose, found["T_world_exo"])):
+        if path is not None:
+            if path.exists():
+                raise ValueError(f"{path} is there already: name a new file")
+            path.write_text(json.dumps(value, indent=2) + "\n")
+    _answer(found, True, lambda: None)
 
 
 @app.command()

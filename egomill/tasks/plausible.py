@@ -21,7 +21,7 @@ from egomill.schemas.config import Ingest
 from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.tasks import sheets, video, views
 from egomill.tasks.ingest import MAX_TURN
-from egomill.tasks.trajectory import Trajectory, read_tum
+from egomill.tasks.trajectory import Trajectory
 
 RATE = 30.0  # Hz: `ingest`'s bounds are of such a video's frames
 OFF = 0.05  # by which the distance of poses may differ from that of frames, where there is one a frame
@@ -36,11 +36,11 @@ RIGHT = 0.67, 1.5  # depth of the head over its distance
 DISTANT = 0.05, 300.0  # metres, the median of the depth
 
 
-def path_of(path: Path, times: np.ndarray, frames: np.ndarray, name: str, settings: Ingest) -> tuple[Tensor, dict]:
-    """The path's poses [F, 4, 4] at `frames` of the video `name`, whose frames are shown at `times` (seconds), and where on the path these
-    lie and what the head does there. ValueError where the path is no head's, or its times are not the video's seconds.
+def at_frames(path: Path, found: Trajectory, times: np.ndarray, frames: np.ndarray, name: str, settings: Ingest) -> tuple[Tensor, dict]:
+    """The poses [F, 4, 4] of a path, as it was `found` in its file, at `frames` of the video `name`, whose frames are shown at `times`
+    (seconds); and where on the path these lie, and what the head does there. ValueError where its times are not the video's seconds.
     """
-    seconds, T, lines = found = read_tum(path)
+    seconds, T, lines = found
     wanted = torch.from_numpy(times[frames])
     at = poses_at(seconds, T, wanted)
     missed = frames[(~at.isfinite().all(dim=-1).all(dim=-1)).numpy()]
@@ -53,18 +53,18 @@ def path_of(path: Path, times: np.ndarray, frames: np.ndarray, name: str, settin
     after = torch.searchsorted(seconds, wanted - SLACK).clamp(1, len(seconds) - 1)
     on = (seconds[after] - wanted).abs().minimum((seconds[after - 1] - wanted).abs()) <= SLACK
     gaps = torch.where(on, 0, seconds[after] - seconds[after - 1])
-    widest, most = int(gaps.argmax()), (settings.max_pose_gap + 1) / min(_rate(times), RATE) + SLACK
-    if gaps[widest] > most and bool((T - T[0]).abs().max() > 1e-6):  # a head that rests throughout may be said in two lines
-        a, b = (int(lines[n]) for n in (after[widest] - 1, after[widest]))
-        apart = f"{path} lines {a} and {b} are {float(gaps[widest]):.4g} s apart, and frame {frames[widest]} of {name} lies between"
-        wide = "Write more poses, or, if the head did move so evenly, allow it with --set ingest.max_pose_gap="
-        told = _clock(found, times) or f"{wide}{math.ceil(float(gaps[widest]) * min(_rate(times), RATE)) - 1}"
-        raise ValueError(f"pose_gaps: {apart}, where {most:.2g} s are bridged. {told}")
+    rate, most = min(_rate(times), RATE), (settings.max_pose_gap + 1) / min(_rate(times), RATE) + SLACK
+    wide = (gaps > most).nonzero().flatten().tolist()
+    if wide and bool((T - T[0]).abs().max() > 1e-6):  # a head that rests throughout may be said in two lines
+        n, gap = wide[0], float(gaps[wide[0]])
+        apart = f"{path} lines {int(lines[after[n] - 1])} and {int(lines[after[n]])} are {gap:.4g} s apart, and frame {frames[n]} of {name}"
+        allow = f"--set ingest.max_pose_gap={math.ceil(float(gaps.max()) * rate) - 1}"
+        told = _clock(found, times) or f"Write more poses, or, if the head did move so evenly, allow it with {allow}"
+        raise ValueError(f"pose_gaps: {apart} lies between, where {most:.2g} s are bridged. {told}")
     step = float(seconds.diff().median())
     if len(seconds) >= 10 and abs(len(seconds) - len(times)) <= settings.frame_slack and abs(step * _rate(times) - 1) > OFF:
         one = f"{path} has a pose for each of the {len(times)} frames of {name}, but one each {step:.4g} s, where frames are"
         raise ValueError(f"{one} {1 / _rate(times):.4g} s apart. {_clock(found, times) or 'Give frame n the time at which it is shown'}")
-    _check_leaps(path, found, wanted, settings)
     first, last = int(after[0]) - 1, int(after[-1])
     return at, {
         "lines": [int(lines[first]), int(lines[last])],
@@ -91,9 +91,9 @@ def _clock(path: Trajectory, times: np.ndarray) -> str:
     return f"Its times look like {name}, as the path would last {span:.4g} s and the video lasts {lasts:.4g}: {by}{start}"
 
 
-def _check_leaps(path: Path, found: Trajectory, wanted: Tensor, settings: Ingest) -> None:
-    """That the head neither leaps nor spins between the clip's first and last frame, as `ingest` asks of a take's."""
-    steps = torch.arange(float(wanted[0]), float(wanted[-1]) + 1e-9, 1 / RATE, dtype=torch.float64)
+def check_leaps(path: Path, found: Trajectory, first: float, last: float, settings: Ingest) -> None:
+    """That the head neither leaps nor spins between two times of its path (seconds), as `ingest` asks of a take's. ValueError otherwise."""
+    steps = torch.arange(first, last + 1e-9, 1 / RATE, dtype=torch.float64)
     T = poses_at(found.seconds, found.T, steps)
     leaps = jumps(T, settings.max_step, MAX_TURN).nonzero().flatten()
     if len(leaps):

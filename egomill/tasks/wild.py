@@ -32,12 +32,14 @@ from egomill.schemas.tensors import pack, unpack
 from egomill.tasks import adapters, bases, captions, depth, directions, latents, plausible, priors, runs, video, views
 from egomill.tasks import generate as generations
 from egomill.tasks.clips import exo_view, stride_of
-from egomill.tasks.ingest import check_lens, check_reach
+from egomill.tasks.ingest import annotated_exo, check_lens, check_reach
 from egomill.tasks.stage import Stage, finished, one_thread
+from egomill.tasks.trajectory import read_tum
 from egomill.tasks.untrusted import Bad, load_json, numbers
 
 WIDEST = 170.0  # degrees across that a picture without a lens model may show
 FOCAL = 0.2, 5.0
+SQUEEZED = 5e-3  # by which a video's shape may differ from its camera's: sides are whole pixels
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,18 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         raise ValueError(f"{out}, {record.name} or {sheet.name} beside it would replace what the request reads")
     stages = [priors.stage(profile), directions.stage(profile), latents.stage(profile), generations.stage(profile, adapter, folder)]
     with one_thread():
-        clip, path = _told(asked, profile.clips, request, profile.ingest)
-        rows = {"clips": clip}
-        found = [plausible.of_path(clip), _told(plausible.of_camera, clip)]
-        rows["depth"] = _made(depth.stage(profile), rows)
-        found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
+        rows, told = judged(profile, request)
         rows["captions"] = {"text": request.prompt, "source": "given"} if request.prompt else _made(captions.stage(profile), rows)
         for stage in stages:
             rows[stage.name] = _made(stage, rows)
     record.unlink(missing_ok=True)  # one that lies there is of the video beside it
     out.write_bytes(video.for_browser(video.decode(rows["generations"]["video"]), rows["clips"]["fps"]))
     sheet.write_bytes(plausible.picture(rows))
-    prior, made = rows["priors"], rows["generations"]
+    clip, prior, made = rows["clips"], rows["priors"], rows["generations"]
     answer = {
         "video": {"path": str(out), "sha256": file_sha256(out), "fps": clip["fps"], "frames": clip["frames"]},
         "picture": str(sheet),
-        "warnings": [warning for _, warnings in found for warning in warnings],
-        "path": path,
-        "checks": {name: value for measured, _ in found for name, value in measured.items()},
+        **told,
         "adapter": adapter,
         "adapter_sha256": adapters.sha256(folder) if folder else "",
         "base": profile.model.base,
@@ -119,6 +115,17 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
     return answer
 
 
+def judged(profile: Profile, request: Request) -> tuple[dict[str, dict], dict]:
+    """The rows of `clips` and `depth`, and what they were found to be: {"path", "checks", "warnings"}. ValueError on what cannot be."""
+    clip, path = _told(asked, profile.clips, request, profile.ingest)
+    of_path, of_camera = plausible.of_path(clip), _told(plausible.of_camera, clip)
+    rows = {"clips": clip}
+    rows["depth"] = _made(depth.stage(profile), rows)
+    found = [of_path, of_camera, plausible.of_depth(clip, rows["depth"], files=request.depth is not None)]
+    checks = {name: value for measured, _ in found for name, value in measured.items()}
+    return rows, {"path": path, "checks": checks, "warnings": [warning for _, warnings in found for warning in warnings]}
+
+
 def clip_of(recipe: Clips, request: Request) -> dict:
     """The row of `clips` that a request means: without an ego video, and with what only choosing among clips needs left out.
 
@@ -128,7 +135,7 @@ def clip_of(recipe: Clips, request: Request) -> dict:
 
 
 def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict]:
-    """`clip_of`, and where on the path the clip lies (`plausible.path_of`)."""
+    """`clip_of`, and where on the path the clip lies (`plausible.at_frames`)."""
     info = video.inspect(request.exo)
     times = np.arange(info.frames) / info.fps
     stride, start = stride_of(info.fps, recipe), round(request.start * info.fps) if math.isfinite(request.start) else -1
@@ -147,9 +154,10 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "depth_kind": ("pinhole-z" if request.depth.is_dir() else "range") if request.depth else None,
         "depth_focal": _depth_focal(request),
     }
-    T_world_shown, path = plausible.path_of(request.trajectory, times, frames, request.exo.name, settings)
-    T_world_ego = T_world_shown @ T_shown_sensor(ego.turns)
-    check_reach(T_world_ego[:, :3, 3].numpy(), {request.exo.name: exo})
+    path = read_tum(request.trajectory)
+    T_world_shown, along = plausible.at_frames(request.trajectory, path, times, frames, request.exo.name, settings)
+    check_reach(T_world_shown[:, :3, 3].numpy(), {request.exo.name: exo})
+    plausible.check_leaps(request.trajectory, path, float(times[frames[0]]), float(times[frames[-1]]), settings)
     row = {
         "clip_id": f"wild.{file_sha256(request.exo)[:16]}.{start:06d}",
         "root": "/",
@@ -159,14 +167,28 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "fps": info.fps / stride,
         "ego_video": "",
         "ego_camera": json.dumps(ego.rescale(recipe.ego_size, recipe.ego_size).to_dict()),
-        "T_world_ego": pack(T_world_ego.numpy()),
+        "T_world_ego": pack((T_world_shown @ T_shown_sensor(ego.turns)).numpy()),
         "task": "",
         "description": "",
         **exo_view(recipe, request.exo.name, exo, {})["columns"],
     }
     if request.depth:
         row["depth_files"] = _depth_files(request.depth, frames)
-    return as_stored("clips", [row])[0], path
+    return as_stored("clips", [row])[0], along
+
+
+def camera_of(annotation: Path, cam: str, exo: Path | None = None) -> dict:
+    """What a request takes as `camera` and `exo_pose` of an exo camera of Ego-Exo4D: {"camera", "T_world_exo"}, from its camera_pose
+    annotation; the lens at the size of the video `exo`, or at the annotation's 3840x2160. ValueError where either is not as it should be.
+    """
+    lens, T_world_exo = _told(annotated_exo, annotation, cam)
+    if exo is not None:
+        info = _told(video.probe, exo)
+        if abs(info.width * lens.height / (info.height * lens.width) - 1) > SQUEEZED:
+            told = f"{exo.name} is {info.width}x{info.height}, and the annotation is of 16:9 pictures"
+            raise ValueError(f"{told}: take the camera without --exo, and crop and rescale it as the video was")
+        lens = lens.rescale(info.width, info.height)
+    return {"camera": lens.to_dict(), "T_world_exo": T_world_exo.tolist()}
 
 
 def _depth_focal(request: Request) -> float:
