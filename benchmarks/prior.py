@@ -28,6 +28,7 @@ from egomill.kernels.depth import pinhole_z_to_range
 from egomill.kernels.exo_lens import exo_lens
 from egomill.kernels.poses import from_rt, inverse
 from egomill.kernels.prior import coverage, render_cloud, room_cloud
+from egomill.tasks import video
 
 EXO_COEFFICIENTS = (0.036902, 0.057131, -0.057154, 0.018458)
 FRAMES = 49
@@ -47,9 +48,7 @@ class Clip(NamedTuple):
 
 
 def read(path: Path) -> Tensor:
-    import decord
-
-    return torch.from_numpy(decord.VideoReader(os.fspath(path), num_threads=1).get_batch(range(FRAMES)).asnumpy())
+    return torch.from_numpy(video.read(path, range(FRAMES)))
 
 
 def clips(root: Path) -> Iterator[Clip]:

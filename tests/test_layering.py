@@ -25,7 +25,7 @@ ONLY_HERE = {
 # Stages meet in tables. These are no stages: tools that any of them may use.
 SHARED_TASKS = {"lake", "stage", "cluster", "tracking", "video", "views", "weights", "releases", "runs"}
 STAGES = {"ingest", "clips", "depth", "priors", "directions", "captions", "latents", "generate", "scores"}
-NEVER_IN_KERNELS = {"ray", "lance", "prefect", "mlflow", "pyarrow", "av", "decord", "pydantic"}
+NEVER_IN_KERNELS = {"ray", "lance", "prefect", "mlflow", "pyarrow", "av", "pydantic"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -19,7 +19,7 @@ from egomill.tasks.lake import Lake
 
 RECORDED = [
     "egomill", "prefect", "ray", "pylance", "mlflow", "torch", "torchvision", "diffusers", "peft", "transformers",
-    "easypytorch3d", "decord", "av", "numpy", "pyarrow", "opencv-python-headless",
+    "easypytorch3d", "av", "numpy", "pyarrow", "opencv-python-headless",
 ]  # fmt: skip
 
 

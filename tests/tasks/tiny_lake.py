@@ -21,7 +21,7 @@ from egomill.tasks.stage import Stage, finished
 
 FRAMES, FPS = 5, 10.0
 EXO = Camera("pinhole", (55.0, 55.0, 47.5, 31.5), 96, 64)
-EGO = aria_rgb(64)  # decord reads no narrower video
+EGO = aria_rgb(64)
 
 
 def look(camera: Camera, T_world_cam: torch.Tensor, ball: torch.Tensor, phase: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
