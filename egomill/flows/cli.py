@@ -176,7 +176,9 @@ def generate(
         out.print(f"the head moves {how}", highlight=False, soft_wrap=True)
         for warning in answer["warnings"]:
             err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        out.print(f"look at {answer['picture']}: the head's axes, depth, prior, result", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"look at {answer['picture']['path']}: the head's axes, depth, prior, result", markup=False, highlight=False, soft_wrap=True
+        )
 
     _answer(answer, json_, show)
 

@@ -27,13 +27,15 @@ RATE = 30.0  # Hz: `ingest`'s bounds are of such a video's frames
 OFF = 0.05  # by which the distance of poses may differ from that of frames, where there is one a frame
 CLOCKS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9, "minutes": 1 / 60}
 LOOK = 224  # rows of the pictures that are judged
-GONE = 0.2  # of the first picture's corners: what stays of it where the camera moved, is covered, or the scene was cut
+GONE = 0.1  # of a picture's corners: what stays of them where the camera moved, is covered, or the scene was cut
+ELSEWHERE = 0.2  # of them: what is found again where it moved
 ON_ITS_SIDE, UPSIDE_DOWN = 50.0, 135.0  # degrees
-INVERTED = 1.5  # `kernels.plausible.swing`
+INVERTED = 1.3  # `kernels.plausible.swing`
 STIRS = 0.1  # `kernels.plausible.stir`
 EDGES = 0.62  # `kernels.plausible.edges_agree`
 RIGHT = 0.67, 1.5  # depth of the head over its distance
 DISTANT = 0.05, 300.0  # metres, the median of the depth
+AXIS = 0.15  # length of a drawn axis, over the head's distance
 
 
 def at_frames(path: Path, found: Trajectory, times: np.ndarray, frames: np.ndarray, name: str, settings: Ingest) -> tuple[Tensor, dict]:
@@ -131,7 +133,7 @@ def of_camera(clip: dict) -> tuple[dict, list[str]]:
     if seen is None:
         return {"still": None}, ["the exo picture shows too little to tell whether the camera stands still"]
     gone = seen.still < GONE
-    moves = (gone & (seen.moved >= GONE)).nonzero().flatten()
+    moves = (gone & (seen.moved > ELSEWHERE)).nonzero().flatten()
     name = Path(clip["exo_video"]).name
     if len(moves):
         at = int(moves[0])
@@ -191,14 +193,15 @@ def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
     return {"head_scale": scale, "head_stirs": stir, "depth_edges": None if math.isnan(agree) else agree, "depth_median": middle}, warned
 
 
-def picture(rows: dict[str, dict], height: int = 240) -> bytes:
+def picture(rows: dict[str, dict], height: int = 300) -> bytes:
     """PNG: the exo view with the head and its axes drawn in, its depth, the prior and the result, for the first, middle and last frame."""
     clip = rows["clips"]
     camera = views.exo_camera(clip)
     camera = camera.rescale(round(camera.width * height / camera.height), height)
     exo, T = views.read_exo(clip, (camera.width, height)), T_exo_shown(clip)
     for number, frame, pose in zip(views.frame_numbers(clip), exo, T, strict=True):
-        ends = torch.cat((pose[:3, 3][None], pose[:3, 3] + 0.3 * pose[:3, :3].T))  # 30 cm along x, y, z
+        axes = pose[:3, :3].T * AXIS * pose[:3, 3].norm()
+        ends = torch.cat((pose[:3, 3][None], pose[:3, 3] + axes))
         pixels, inside = camera.project(ends)
         points = [tuple(round(v) for v in point) for point in pixels.tolist()]
         for name, colour, end, seen in zip("xyz", ((230, 60, 60), (60, 200, 60), (80, 130, 255)), points[1:], inside[1:], strict=True):

@@ -6,14 +6,14 @@ forgotten from one. What a take has to be is asked of a request too, and since n
 Frames: the path is T_exo_ego, the ego picture in the frame of the exo camera. Both frames are those of the pictures as they are shown: x
 right, y down, z forward, metres. For the Aria lens, whose sensor lies on its side, that is the upright picture and not the sensor, which
 poses of Ego-Exo4D and of Aria's tools refer to. With `exo_pose`, T_world_exo, the path is T_world_ego of that world instead. Times are
-seconds of the exo video: frame n is at n / rate.
+seconds of the exo video, whose first frame is at 0: a frame's own, as the file tells them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,14 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         rows, told = judged(profile, request)
         rows["captions"] = {"text": request.prompt, "source": "given"} if request.prompt else _made(captions.stage(profile), rows)
         for stage in stages:
-            rows[stage.name] = _made(stage, rows)
+            rows[stage.name] = _made(stage, rows, told["warnings"])
     record.unlink(missing_ok=True)  # one that lies there is of the video beside it
     out.write_bytes(video.for_browser(video.decode(rows["generations"]["video"]), rows["clips"]["fps"]))
     sheet.write_bytes(plausible.picture(rows))
     clip, prior, made = rows["clips"], rows["priors"], rows["generations"]
     answer = {
         "video": {"path": str(out), "sha256": file_sha256(out), "fps": clip["fps"], "frames": clip["frames"]},
-        "picture": str(sheet),
+        "picture": {"path": str(sheet), "sha256": file_sha256(sheet)},
         **told,
         "adapter": adapter,
         "adapter_sha256": adapters.sha256(folder) if folder else "",
@@ -118,12 +118,15 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
 def judged(profile: Profile, request: Request) -> tuple[dict[str, dict], dict]:
     """The rows of `clips` and `depth`, and what they were found to be: {"path", "checks", "warnings"}. ValueError on what cannot be."""
     clip, path = _told(asked, profile.clips, request, profile.ingest)
-    of_path, of_camera = plausible.of_path(clip), _told(plausible.of_camera, clip)
-    rows = {"clips": clip}
-    rows["depth"] = _made(depth.stage(profile), rows)
-    found = [of_path, of_camera, plausible.of_depth(clip, rows["depth"], files=request.depth is not None)]
+    rows, found = {"clips": clip}, [plausible.of_path(clip), _told(plausible.of_camera, clip)]
+    rows["depth"] = _made(depth.stage(profile), rows, _warnings(found))
+    found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
     checks = {name: value for measured, _ in found for name, value in measured.items()}
-    return rows, {"path": path, "checks": checks, "warnings": [warning for _, warnings in found for warning in warnings]}
+    return rows, {"path": path, "checks": checks, "warnings": _warnings(found)}
+
+
+def _warnings(found: list[tuple[dict, list[str]]]) -> list[str]:
+    return [warning for _, warnings in found for warning in warnings]
 
 
 def clip_of(recipe: Clips, request: Request) -> dict:
@@ -137,7 +140,6 @@ def clip_of(recipe: Clips, request: Request) -> dict:
 def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict]:
     """`clip_of`, and where on the path the clip lies (`plausible.at_frames`)."""
     info = video.inspect(request.exo)
-    times = np.arange(info.frames) / info.fps
     stride, start = stride_of(info.fps, recipe), round(request.start * info.fps) if math.isfinite(request.start) else -1
     frames = start + stride * np.arange(recipe.frames)
     if not 0 <= frames[0] <= frames[-1] < info.frames:
@@ -155,9 +157,9 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "depth_focal": _depth_focal(request),
     }
     path = read_tum(request.trajectory)
-    T_world_shown, along = plausible.at_frames(request.trajectory, path, times, frames, request.exo.name, settings)
+    T_world_shown, along = plausible.at_frames(request.trajectory, path, info.times, frames, request.exo.name, settings)
     check_reach(T_world_shown[:, :3, 3].numpy(), {request.exo.name: exo})
-    plausible.check_leaps(request.trajectory, path, float(times[frames[0]]), float(times[frames[-1]]), settings)
+    plausible.check_leaps(request.trajectory, path, float(info.times[frames[0]]), float(info.times[frames[-1]]), settings)
     row = {
         "clip_id": f"wild.{file_sha256(request.exo)[:16]}.{start:06d}",
         "root": "/",
@@ -260,11 +262,12 @@ def _depth_files(place: Path, frames: np.ndarray) -> str:
     return digest({file.name: file_sha256(file) for file in files if file.is_file()})
 
 
-def _made(stage: Stage, rows: dict[str, dict]) -> dict:
-    """The stage's row, as its table would hand it on. ValueError where it is rejected."""
+def _made(stage: Stage, rows: dict[str, dict], warnings: Sequence[str] = ()) -> dict:
+    """The stage's row, as its table would hand it on. ValueError where it is rejected, with what was odd before: it may be the cause."""
     result = stage.worker()({table: rows[table] for table in stage.reads})
     if isinstance(result, Rejected):
-        raise ValueError(f"{stage.name}: {result.reason}, {REASONS[result.reason]}: {result.detail}")
+        odd = "".join(f"; {warning}" for warning in warnings)
+        raise ValueError(f"{stage.name}: {result.reason}, {REASONS[result.reason]}: {result.detail}{odd}")
     return finished(stage, rows["clips"]["clip_id"], result)[0]
 
 

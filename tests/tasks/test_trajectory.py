@@ -132,7 +132,7 @@ def test_a_clock_that_starts_elsewhere_is_refused(by, words):
 
 def test_whole_numbers_of_one_pose_a_second_are_refused_unless_allowed():
     slow = walk(torch.arange(4.0))
-    with pytest.raises(ValueError, match="lines 2 and 3 are 1 s apart, and frame .*ingest.max_pose_gap=29"):
+    with pytest.raises(ValueError, match=r"lines 2 and 3 are 1 s apart, and frame .*ingest.max_pose_gap=29"):
         asked(slow)
     assert asked(slow, Ingest(max_pose_gap=29))[0][0, 0, 3] == pytest.approx(0.5)
 
@@ -146,11 +146,11 @@ def test_slower_trackers_and_heads_that_rest_are_accepted():
 def test_a_gap_and_a_leap_are_named_by_line():
     path = walk(SECONDS)
     kept = [n for n in range(FRAMES) if not 35 < n < 45]
-    with pytest.raises(ValueError, match="pose_gaps: path.txt lines 36 and 46 are 0.3333 s apart, and frame 36"):
+    with pytest.raises(ValueError, match=r"pose_gaps: path.txt lines 36 and 46 are 0.3333 s apart, and frame 36"):
         asked(Trajectory(path.seconds[kept], path.T[kept], path.lines[kept]))
     leap = path.T.clone()
     leap[40:, 1, 3] += 0.7
-    with pytest.raises(ValueError, match="pose_jumps: path.txt line 41: the head moves at 21 m/s"):
+    with pytest.raises(ValueError, match=r"pose_jumps: path.txt line 41: the head moves at 21 m/s"):
         asked(path._replace(T=leap))
     turn = path.T.clone()
     turn[:40, :2, :2] = -torch.eye(2, dtype=torch.float64)
