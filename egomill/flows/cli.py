@@ -158,10 +158,13 @@ def generate(
             "(x right, y down, z forward, upright) in the exo camera's (likewise)."
         ),
     ] = None,
-    out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json beside it says what made it.")] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json and FILE.png beside it say what made it.")] = None,
     fov: Annotated[float | None, typer.Option(help="Exo lens: horizontal field of view in degrees, without distortion.")] = None,
-    camera: Annotated[Path | None, typer.Option(help="Exo lens: JSON of a camera at the video's size.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Exo lens: JSON of a camera at the video's size; see `egomill camera`.")] = None,
     depth: Annotated[Path | None, typer.Option(help=".npz or folder of .npy; default: the network depth.monocular.")] = None,
+    depth_focal: Annotated[
+        float | None, typer.Option(help="Of a folder of z-depth: the focal length its network was told, over the lens' own; default 1.")
+    ] = None,
     ego_camera: Annotated[Path | None, typer.Option(help="Ego lens, JSON; default: a typical Aria RGB's.")] = None,
     exo_pose: Annotated[Path | None, typer.Option(help="T_world_exo, JSON, 4x4: the trajectory is in that world.")] = None,
     start: Annotated[float, typer.Option(help="Seconds into the video.")] = 0.0,
@@ -175,7 +178,8 @@ def generate(
 
     settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
     needed = {"trajectory": trajectory, "out": out_}
-    more = {"fov": fov, "camera": camera, "depth": depth, "ego_camera": ego_camera, "exo_pose": exo_pose, "start": start, "prompt": prompt}
+    more = {"fov": fov, "camera": camera, "depth": depth, "depth_focal": depth_focal, "ego_camera": ego_camera, "exo_pose": exo_pose}
+    more |= {"start": start, "prompt": prompt}
     if exo is None:
         named = [name.replace("_", "-") for name, value in {**needed, **more}.items() if value not in (None, "", 0)]
         if named:
@@ -189,8 +193,38 @@ def generate(
         made = f"{out_}: {answer['video']['frames']} frames by {answer['adapter']}, seed {answer['seed']}"
         out.print(f"{made}; the prior covers {answer['coverage']:.0%} of the view", highlight=False, soft_wrap=True)
         out.print(f"prompt ({answer['prompt_source']}): {answer['prompt']}", highlight=False, soft_wrap=True)
+        path, checks = answer["path"], answer["checks"]
+        lines, seconds, away = ("{} to {}".format(*map(_short, pair)) for pair in (path["lines"], path["seconds"], checks["from_camera"]))
+        out.print(f"path: lines {lines}, {seconds} s, {path['poses']} poses; {away} m from the camera", highlight=False, soft_wrap=True)
+        how = f"{path['metres']:.2f} m, at most {path['metres_per_second']:.2g} m/s and {path['degrees_per_second']:.0f} degrees/s"
+        out.print(f"the head moves {how}", highlight=False, soft_wrap=True)
+        for warning in answer["warnings"]:
+            err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"look at {answer['picture']['path']}: the head's axes, depth, prior, result", markup=False, highlight=False, soft_wrap=True
+        )
 
     _answer(answer, json_, show)
+
+
+@app.command()
+def camera(
+    annotation: Annotated[Path, typer.Argument(help="annotations/ego_pose/*/camera_pose/<take_uid>.json of Ego-Exo4D.")],
+    name: Annotated[str, typer.Argument(help="The exo camera: cam01, gp02, ...")],
+    exo: Annotated[Path | None, typer.Option(help="Its video, whose size the camera gets; default: 3840x2160.")] = None,
+    camera_: Annotated[Path | None, typer.Option("--camera", help="Write what `generate --camera` takes.")] = None,
+    exo_pose: Annotated[Path | None, typer.Option(help="Write what `generate --exo-pose` takes.")] = None,
+) -> None:
+    """An exo camera of Ego-Exo4D as a request takes it: its lens and T_world_exo, as JSON; written where files are named."""
+    from egomill.tasks.wild import camera_of
+
+    found = camera_of(annotation, name, exo)
+    for path, value in ((camera_, found["camera"]), (exo_pose, found["T_world_exo"])):
+        if path is not None:
+            if path.exists():
+                raise ValueError(f"{path} is there already: name a new file")
+            path.write_text(json.dumps(value, indent=2) + "\n")
+    _answer(found, True, lambda: None)
 
 
 @app.command()

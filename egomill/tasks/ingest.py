@@ -339,6 +339,16 @@ def _annotation(root: Path, row: dict, allow: tuple[str, ...]) -> dict[str, dict
     return {name: entry for name, entry in value.items() if name != "metadata" and isinstance(entry, dict)}
 
 
+def annotated_exo(annotation: Path, cam: str) -> tuple[Camera, np.ndarray]:
+    """An exo camera of a camera_pose annotation by itself: its lens at 3840x2160, and T_world_exo [4, 4]. Bad where it is not there."""
+    value = load_json(annotation, "no_camera_pose")
+    entries = {name: entry for name, entry in value.items() if isinstance(entry, dict)} if isinstance(value, dict) else {}
+    exo = [name for name, entry in entries.items() if "distortion_coeffs" in entry]
+    if cam not in exo:
+        raise Bad("no_camera_pose", f"{annotation.name}: no exo camera {cam!r} in it; there is {', '.join(exo) or 'none'}")
+    return _exo_lens(entries[cam], cam, entries[cam]["distortion_coeffs"]), _pose(entries[cam].get("camera_extrinsics"), cam)
+
+
 def _by_frame(dictionary: Any, name: str) -> dict[int, Any]:
     if not isinstance(dictionary, dict) or not dictionary:
         raise Bad("no_camera_pose", f"{name} has no poses by frame")

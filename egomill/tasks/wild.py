@@ -1,19 +1,19 @@
 """A single request from outside any data set: a fixed camera's video, its lens and a head's path in, what the head would see out.
 
 It is made by the stages' own workers, one after the other, in this process: no Ray, no tables. Nothing enters a lake, so nothing has to be
-forgotten from one.
+forgotten from one. What a take has to be is asked of a request too, and since nobody curated it, more (tasks/plausible.py).
 
 Frames: the path is T_exo_ego, the ego picture in the frame of the exo camera. Both frames are those of the pictures as they are shown: x
 right, y down, z forward, metres. For the Aria lens, whose sensor lies on its side, that is the upright picture and not the sensor, which
 poses of Ego-Exo4D and of Aria's tools refer to. With `exo_pose`, T_world_exo, the path is T_world_ego of that world instead. Times are
-seconds of the exo video: frame n is at n / rate.
+seconds of the exo video, whose first frame is at 0: a frame's own, as the file tells them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,23 @@ import torch
 
 from egomill.kernels.cameras import Camera, aria_rgb
 from egomill.kernels.poses import from_rt, is_rigid
-from egomill.kernels.trajectory import T_shown_sensor, poses_at
-from egomill.schemas.config import Clips, Profile
+from egomill.kernels.trajectory import T_shown_sensor
+from egomill.schemas.config import Clips, Ingest, Profile
 from egomill.schemas.fingerprint import code_of, digest, file_sha256
 from egomill.schemas.outcome import REASONS, Rejected
 from egomill.schemas.tables import as_stored
 from egomill.schemas.tensors import pack, unpack
-from egomill.tasks import adapters, bases, captions, depth, directions, latents, priors, runs, video, views
+from egomill.tasks import adapters, bases, captions, depth, directions, latents, plausible, priors, runs, video, views
 from egomill.tasks import generate as generations
 from egomill.tasks.clips import exo_view, stride_of
-from egomill.tasks.ingest import check_lens, check_reach
+from egomill.tasks.ingest import annotated_exo, check_lens, check_reach
 from egomill.tasks.stage import Stage, finished, one_thread
 from egomill.tasks.trajectory import read_tum
 from egomill.tasks.untrusted import Bad, load_json, numbers
 
 WIDEST = 170.0  # degrees across that a picture without a lens model may show
+FOCAL = 0.2, 5.0
+SQUEEZED = 5e-3  # by which a video's shape may differ from its camera's: sides are whole pixels
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Request:
     fov: float | None = None  # degrees across, of a picture without distortion; or
     camera: Path | None = None  # JSON of Camera at the video's size
     depth: Path | None = None  # an .npz ("range") or a folder of .npy ("pinhole-z"), as in tasks/sidecar.py; else the profile's network
+    depth_focal: float | None = None  # of z-depth: the focal length that its network was told, over the lens' own; None: the lens' own
     ego_camera: Path | None = None  # JSON of Camera of a square picture of any size; else a typical Aria RGB lens
     exo_pose: Path | None = None  # JSON of T_world_exo, 4x4 or 3x4
     start: float = 0.0  # seconds
@@ -54,31 +57,35 @@ class Request:
 
 
 def generate(profile: Profile, adapter: str, folder: str, request: Request, out: Path) -> dict:
-    """Write the ego video to `out`, an .mp4 that browsers play, and beside it as .json what made it, which is also returned.
+    """Write the ego video to `out`, an .mp4 that browsers play, and beside it as .json what made it, which is also returned, and as .png
+    what it was made of: exo view with the head's axes, depth, prior and result.
 
     `adapter` is the name to record and `folder` where its files lie ("" for the base alone). The noise is of the profile's seed, the
     video's content and the start: the same request gives the same bytes, on a CPU. ValueError on a request that lacks something or
-    contradicts itself, naming file, line or frame; and on whatever a stage rejects, naming stage and reason.
+    contradicts itself, naming file, line or frame; on what cannot be a head's path before a fixed camera; and on whatever a stage rejects,
+    naming stage and reason. What is odd and may yet be right stands in the record's "warnings".
     """
     profile = _with_depth(profile, request)
-    record = out.with_suffix(".json")
+    record, sheet = out.with_suffix(".json"), out.with_suffix(".png")
     inputs = _inputs(request)
     if out.suffix != ".mp4" or not out.parent.is_dir():
         raise ValueError(f"{out}: a file in a folder that is there, and .mp4, is asked for")
-    if {out.resolve(), record.resolve()} & {path.resolve() for path in inputs.values()}:
-        raise ValueError(f"{out} and {record.name} beside it would replace what the request reads")
-    stages = [depth.stage(profile), priors.stage(profile), directions.stage(profile), latents.stage(profile)]
-    stages.append(generations.stage(profile, adapter, folder))
+    if {path.resolve() for path in (out, record, sheet)} & {path.resolve() for path in inputs.values()}:
+        raise ValueError(f"{out}, {record.name} or {sheet.name} beside it would replace what the request reads")
+    stages = [priors.stage(profile), directions.stage(profile), latents.stage(profile), generations.stage(profile, adapter, folder)]
     with one_thread():
-        rows = {"clips": _told(clip_of, profile.clips, request)}
+        rows, told = judged(profile, request)
         rows["captions"] = {"text": request.prompt, "source": "given"} if request.prompt else _made(captions.stage(profile), rows)
         for stage in stages:
-            rows[stage.name] = _made(stage, rows)
+            rows[stage.name] = _made(stage, rows, told["warnings"])
     record.unlink(missing_ok=True)  # one that lies there is of the video beside it
     out.write_bytes(video.for_browser(video.decode(rows["generations"]["video"]), rows["clips"]["fps"]))
+    sheet.write_bytes(plausible.picture(rows))
     clip, prior, made = rows["clips"], rows["priors"], rows["generations"]
     answer = {
         "video": {"path": str(out), "sha256": file_sha256(out), "fps": clip["fps"], "frames": clip["frames"]},
+        "picture": {"path": str(sheet), "sha256": file_sha256(sheet)},
+        **told,
         "adapter": adapter,
         "adapter_sha256": adapters.sha256(folder) if folder else "",
         "base": profile.model.base,
@@ -99,6 +106,7 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         "coverage": prior["coverage"],
         "inputs": {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items() if name != "depth"},
         "fov": request.fov,
+        "depth_focal": request.depth_focal,
         "profile": profile.model_dump(mode="json"),
         "code": code_of(__name__),
         "environment": runs.environment(),
@@ -107,11 +115,30 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
     return answer
 
 
+def judged(profile: Profile, request: Request) -> tuple[dict[str, dict], dict]:
+    """The rows of `clips` and `depth`, and what they were found to be: {"path", "checks", "warnings"}. ValueError on what cannot be."""
+    clip, path = _told(asked, profile.clips, request, profile.ingest)
+    rows, found = {"clips": clip}, [plausible.of_path(clip), _told(plausible.of_camera, clip)]
+    rows["depth"] = _made(depth.stage(profile), rows, _warnings(found))
+    found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
+    checks = {name: value for measured, _ in found for name, value in measured.items()}
+    return rows, {"path": path, "checks": checks, "warnings": _warnings(found)}
+
+
+def _warnings(found: list[tuple[dict, list[str]]]) -> list[str]:
+    return [warning for _, warnings in found for warning in warnings]
+
+
 def clip_of(recipe: Clips, request: Request) -> dict:
     """The row of `clips` that a request means: without an ego video, and with what only choosing among clips needs left out.
 
     ValueError, Bad or VideoError on what is wrong with its files.
     """
+    return asked(recipe, request, Ingest())[0]
+
+
+def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict]:
+    """`clip_of`, and where on the path the clip lies (`plausible.at_frames`)."""
     info = video.inspect(request.exo)
     stride, start = stride_of(info.fps, recipe), round(request.start * info.fps) if math.isfinite(request.start) else -1
     frames = start + stride * np.arange(recipe.frames)
@@ -127,10 +154,12 @@ def clip_of(recipe: Clips, request: Request) -> dict:
         "T_world_exo": np.eye(4).tolist() if request.exo_pose is None else _pose(request.exo_pose),
         "depth": str(request.depth.absolute()) if request.depth else None,
         "depth_kind": ("pinhole-z" if request.depth.is_dir() else "range") if request.depth else None,
-        "depth_focal": 1.0,  # of the network that made z-depth: it knew the lens
+        "depth_focal": _depth_focal(request),
     }
-    T_world_ego = _head(request, frames, info.fps) @ T_shown_sensor(ego.turns)
-    check_reach(T_world_ego[:, :3, 3].numpy(), {request.exo.name: exo})
+    path = read_tum(request.trajectory)
+    T_world_shown, along = plausible.at_frames(request.trajectory, path, info.times, frames, request.exo.name, settings)
+    check_reach(T_world_shown[:, :3, 3].numpy(), {request.exo.name: exo})
+    plausible.check_leaps(request.trajectory, path, float(info.times[frames[0]]), float(info.times[frames[-1]]), settings)
     row = {
         "clip_id": f"wild.{file_sha256(request.exo)[:16]}.{start:06d}",
         "root": "/",
@@ -140,26 +169,38 @@ def clip_of(recipe: Clips, request: Request) -> dict:
         "fps": info.fps / stride,
         "ego_video": "",
         "ego_camera": json.dumps(ego.rescale(recipe.ego_size, recipe.ego_size).to_dict()),
-        "T_world_ego": pack(T_world_ego.numpy()),
+        "T_world_ego": pack((T_world_shown @ T_shown_sensor(ego.turns)).numpy()),
         "task": "",
         "description": "",
         **exo_view(recipe, request.exo.name, exo, {})["columns"],
     }
     if request.depth:
         row["depth_files"] = _depth_files(request.depth, frames)
-    return as_stored("clips", [row])[0]
+    return as_stored("clips", [row])[0], along
 
 
-def _head(request: Request, frames: np.ndarray, fps: float) -> torch.Tensor:
-    """The path [F, 4, 4] at the clip's frames, in the frame of the picture as it is shown."""
-    seconds, path = read_tum(request.trajectory)
-    T = poses_at(seconds, path, torch.from_numpy(frames / fps))
-    missed = frames[(~T.isfinite().all(dim=-1).all(dim=-1)).numpy()]
-    if len(missed):
-        reach = f"{request.trajectory} goes from {float(seconds[0]):.3f} to {float(seconds[-1]):.3f} s and"
-        missing = f"does not reach frame {missed[0]} of {request.exo.name}, at {missed[0] / fps:.3f} s"
-        raise ValueError(f"{reach} {missing}; {len(missed)} of the clip's {len(frames)} frames have no pose")
-    return T
+def camera_of(annotation: Path, cam: str, exo: Path | None = None) -> dict:
+    """What a request takes as `camera` and `exo_pose` of an exo camera of Ego-Exo4D: {"camera", "T_world_exo"}, from its camera_pose
+    annotation; the lens at the size of the video `exo`, or at the annotation's 3840x2160. ValueError where either is not as it should be.
+    """
+    lens, T_world_exo = _told(annotated_exo, annotation, cam)
+    if exo is not None:
+        info = _told(video.probe, exo)
+        if abs(info.width * lens.height / (info.height * lens.width) - 1) > SQUEEZED:
+            told = f"{exo.name} is {info.width}x{info.height}, and the annotation is of 16:9 pictures"
+            raise ValueError(f"{told}: take the camera without --exo, and crop and rescale it as the video was")
+        lens = lens.rescale(info.width, info.height)
+    return {"camera": lens.to_dict(), "T_world_exo": T_world_exo.tolist()}
+
+
+def _depth_focal(request: Request) -> float:
+    if request.depth_focal is None:
+        return 1.0
+    if request.depth is None or not request.depth.is_dir():
+        raise ValueError("--depth-focal goes with --depth and a folder of z-depth: ranges and networks named here need none")
+    if not FOCAL[0] <= request.depth_focal <= FOCAL[1]:
+        raise ValueError(f"--depth-focal is a ratio of focal lengths, {FOCAL[0]:g} to {FOCAL[1]:g}, not {request.depth_focal:g}")
+    return request.depth_focal
 
 
 def _exo_lens(request: Request, info: video.VideoInfo) -> Camera:
@@ -221,11 +262,12 @@ def _depth_files(place: Path, frames: np.ndarray) -> str:
     return digest({file.name: file_sha256(file) for file in files if file.is_file()})
 
 
-def _made(stage: Stage, rows: dict[str, dict]) -> dict:
-    """The stage's row, as its table would hand it on. ValueError where it is rejected."""
+def _made(stage: Stage, rows: dict[str, dict], warnings: Sequence[str] = ()) -> dict:
+    """The stage's row, as its table would hand it on. ValueError where it is rejected, with what was odd before: it may be the cause."""
     result = stage.worker()({table: rows[table] for table in stage.reads})
     if isinstance(result, Rejected):
-        raise ValueError(f"{stage.name}: {result.reason}, {REASONS[result.reason]}: {result.detail}")
+        odd = "".join(f"; {warning}" for warning in warnings)
+        raise ValueError(f"{stage.name}: {result.reason}, {REASONS[result.reason]}: {result.detail}{odd}")
     return finished(stage, rows["clips"]["clip_id"], result)[0]
 
 

@@ -7,11 +7,13 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import test_estimators
 import torch
 import wild_request
+from scipy.spatial.transform import Rotation
 
 from egomill.kernels.cameras import Camera, aria_rgb
 from egomill.kernels.poses import inverse
@@ -119,6 +121,13 @@ def test_the_record_says_what_made_it(answered, files):
     assert record["depth"]["files"] == str(files["depth"])
     assert Camera.from_dict(record["cameras"]["exo"]).width == 224
     assert record["environment"]["torch"] != "not installed"
+    assert record["warnings"] == []
+    assert record["path"]["lines"] == [2, 26]  # after a comment: frames 0 to 24
+    assert record["checks"]["head_in_picture"] == 9
+    assert record["checks"]["head_scale"] == pytest.approx(1, abs=0.1)
+    assert record["checks"]["still"] > 0.5
+    sheet = cv2.imread(record["picture"]["path"])
+    assert sheet.shape[0] > 4 * 300  # four rows
     info = video.probe(out)
     assert (info.width, info.height, info.fps, info.frames) == (128, 128, 10.0, 9)
 
@@ -126,7 +135,8 @@ def test_the_record_says_what_made_it(answered, files):
 def test_the_same_request_gives_the_same_bytes_and_another_seed_others(answered, files, tmp_path):
     again = wild.generate(PROFILE, "base", "", wild.Request(**files), tmp_path / "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == answered[1].read_bytes()
-    assert {**again, "video": 0} == {**answered[0], "video": 0}
+    assert {**again, "video": 0, "picture": 0} == {**answered[0], "video": 0, "picture": 0}
+    assert again["picture"]["sha256"] == answered[0]["picture"]["sha256"]
     other = PROFILE.model_copy(update={"generate": PROFILE.generate.model_copy(update={"seed": 7})})
     wild.generate(other, "base", "", request(files, prompt="A person cooks."), tmp_path / "other.mp4")
     assert (tmp_path / "other.mp4").read_bytes() != answered[1].read_bytes()
@@ -143,8 +153,8 @@ def test_an_adapter_is_conditioned_as_in_its_training(answered, files, tmp_path)
 
 def test_a_video_a_path_a_field_of_view_and_a_network_are_enough(files, tmp_path):
     network = test_estimators.tiny_depth_anything(tmp_path / "network", "metric")  # random: some wall, ten metres away
-    (tmp_path / "path.txt").write_text("0 0.5 0 2 0 0 0 1\n1.2 0.5 0.1 2 0 0 0 1\n")
-    profile = Profile.load("local", [f"depth.monocular={network}", "depth.height=64", "depth.max_head_scale=1e9"])  # nobody stands there
+    (tmp_path / "path.txt").write_text("".join(f"{n / 10} 0.5 {n / 120} 2 0 0 0 1\n" for n in range(13)))
+    profile = Profile.load("local", [f"depth.monocular={network}", "depth.height=64", "depth.max_head_scale=100"])
     asked = wild.Request(files["exo"], tmp_path / "path.txt", fov=80.0, start=0.1, prompt="A person cooks.")
     record = wild.generate(profile, "base", "", asked, tmp_path / "ego.mp4")
     assert record["coverage"] > 0.1
@@ -158,10 +168,13 @@ def test_real_clips_with_the_depth_of_a_network_beside_them(real_data, tmp_path)
     profile = Profile.load("local", ["clips.exo_cameras=1", "clips.frames=5", "clips.min_overlap=0.0"])
     (item, *_) = discover([real_data / "egox"])
     take = ingest.stage(profile).worker()(item.row)
-    (name, exo), *_ = json.loads(take["exo"]).items()
-    take["exo"] = json.dumps({name: {**exo, "depth_focal": 1.0}})  # a request's depth is of a network that knew the lens
     clip = next(row for row in clips.stage(profile).worker()({"takes": take}) if row["pose_coverage"] == 1)
-    row = wild.clip_of(profile.clips, wild.Request(**wild_request.write(tmp_path, take, clip)))
+    asked = wild.Request(**wild_request.write(tmp_path, take, clip))
+    told = wild.judged(profile, asked)[1]
+    assert told["warnings"] == []
+    assert 0.67 < told["checks"]["head_scale"] < 1.5
+    row = wild.clip_of(profile.clips, asked)
+    assert 0.6 < row["depth_focal"] < 0.8  # EgoX's networks took the pictures for a pinhole's
     assert row["depth_kind"] == clip["depth_kind"] == "pinhole-z"
     asked, known = (made_of(r, depth, priors, directions) for r in (row, clip))
     assert np.array_equal(video.decode(asked["priors"]["video"]), video.decode(known["priors"]["video"]))
@@ -171,7 +184,7 @@ def test_real_clips_with_the_depth_of_a_network_beside_them(real_data, tmp_path)
 
 
 def test_without_a_world_the_path_is_in_the_exo_cameras_frame(files, pipeline, tmp_path):
-    seconds, T = read_tum(files["trajectory"])
+    seconds, T, _ = read_tum(files["trajectory"])
     T_exo_world = inverse(torch.tensor(json.loads(files["exo_pose"].read_text()), dtype=torch.float64))
     (tmp_path / "path.txt").write_text(wild_request.tum(seconds.tolist(), T_exo_world @ T))
     row = wild.clip_of(PROFILE.clips, request(files, trajectory=tmp_path / "path.txt", exo_pose=None))
@@ -214,27 +227,6 @@ def test_poses_between_and_beyond():
     assert found[3:].isnan().all()
 
 
-GOOD = "0.0 0 0 0 0 0 0 1\n# a comment\n\n1.0 0 0 0 0 0 0 1 # another\n"
-LINES = {
-    "0 0 0 0 0 0 0": "line 1: 7 numbers",
-    "0,0,0,0,0,0,0,1": "line 1: '0,0,0,0,0,0,0,1' is not",
-    GOOD + "2 0 nan 0 0 0 0 1": "line 5: not all numbers are finite",
-    GOOD + "2 0 0 0 0 0 0 0.9": "line 5: the quaternion's length is 0.9, not 1",
-    GOOD + "1.0 0 0 0 0 0 0 1": "line 5: time 1.0 does not come after 1.0",
-    "0 0 0 0 0 0 0 1": "1 poses",
-    "": "0 poses",
-}
-
-
-@pytest.mark.parametrize("text", LINES)
-def test_a_bad_line_is_named(text, tmp_path):
-    (tmp_path / "good.txt").write_text(GOOD)
-    assert read_tum(tmp_path / "good.txt")[0].tolist() == [0.0, 1.0]
-    (tmp_path / "path.txt").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(LINES[text])):
-        read_tum(tmp_path / "path.txt")
-
-
 LACKS = {
     "depth is missing": {"depth": None},
     "the exo lens: either": {"camera": None},
@@ -263,7 +255,7 @@ def test_files_that_do_not_fit_are_named(files, tmp_path):
         (tmp_path / name).write_text(text)
         return tmp_path / name
 
-    seconds, T = read_tum(files["trajectory"])
+    seconds, T, _ = read_tum(files["trajectory"])
     late = written("late.txt", wild_request.tum((seconds[5:]).tolist(), T[5:]))
     assert "does not reach frame 0 of cam" in told(trajectory=late)
     assert "2 of the clip's 9 frames have no pose" in told(trajectory=late)
@@ -285,4 +277,69 @@ def test_files_that_do_not_fit_are_named(files, tmp_path):
     assert "video_undecodable" in told(exo=written("exo.mp4", "no video"))
     assert "would replace what the request reads" in told(out=files["camera"].with_suffix(".mp4"))
     assert "asked for" in told(out=tmp_path / "ego.avi")
+    assert "--depth-focal goes with" in told(depth_focal=0.7)
     assert not (tmp_path / "ego.mp4").exists()
+
+
+def other(name: str, files: dict, folder: Path) -> dict:
+    """The request with one thing wrong."""
+    seconds, T, _ = read_tum(files["trajectory"])
+    T_world_exo = torch.tensor(json.loads(files["exo_pose"].read_text()), dtype=torch.float64)
+    w_first = T.clone()
+    w_first[:, :3, :3] = torch.from_numpy(Rotation.from_quat(np.roll(Rotation.from_matrix(T[:, :3, :3]).as_quat(), 1, axis=1)).as_matrix())
+    paths = {
+        "sensor poses": T @ T_shown_sensor(1),
+        "upside down": T @ T_shown_sensor(2),
+        "w first": inverse(T_world_exo) @ w_first,
+        "inverse poses": inverse(inverse(T_world_exo) @ T),
+        "feet": (inverse(T_world_exo) @ T) * torch.tensor([1, 1, 1, 3.28], dtype=torch.float64),
+    }
+    paths["feet"][:, 3, 3] = 1
+    if name in paths:
+        (folder / "path.txt").write_text(wild_request.tum(seconds.tolist(), paths[name]))
+        return {"trajectory": folder / "path.txt", **({"exo_pose": None} if name in ("w first", "inverse poses", "feet") else {})}
+    if name == "frame numbers":
+        (folder / "path.txt").write_text(wild_request.tum((seconds * 30).tolist(), T))
+        return {"trajectory": folder / "path.txt"}
+    if name == "field of view":
+        return {"camera": None, "fov": 40.0}
+    with np.load(files["depth"]) as arrays:
+        by = {"depth in millimetres": 1000.0, "depth in feet": 3.28}.get(name, 1.0)
+        flip = (lambda a: a[..., ::-1, ::-1]) if name == "depth of another view" else (lambda a: a)
+        np.savez(folder / "depth.npz", **{key: flip(value) * np.float32(by) for key, value in arrays.items()})
+    return {"depth": folder / "depth.npz"}
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "words"),
+    [
+        ("sensor poses", False, "the head lies on its side"),
+        ("upside down", False, "the head is upside down"),
+        ("w first", False, "the head is upside down"),
+        ("inverse poses", False, "invert them"),
+        ("feet", True, "depth: depth_scale"),
+        ("frame numbers", True, "look like frame numbers"),
+        ("field of view", False, "the head is not in the exo picture"),
+        ("depth in millimetres", True, "millimetres"),
+        ("depth in feet", True, "depth: depth_scale"),
+        ("depth of another view", True, "depth"),
+    ],
+)
+def test_inputs_that_are_wrong_are_refused_or_warned_of(name, refused, words, files, tmp_path):
+    asked = request(files, **other(name, files, tmp_path))
+    try:
+        told = "; ".join(wild.judged(PROFILE, asked)[1]["warnings"])
+    except ValueError as error:
+        told = f"refused: {error}"
+    assert words in told
+    assert told.startswith("refused") or not refused
+
+
+def test_a_camera_that_moves_is_refused(files, tmp_path):
+    frames = video.read(files["exo"], range(25))
+    panned = np.stack([np.roll(frame, 3 * n, axis=1) for n, frame in enumerate(frames)])
+    (tmp_path / "exo.mp4").write_bytes(video.encode(panned, 30))
+    with pytest.raises(
+        ValueError, match=r"exo_camera_moves: exo.mp4: \d+% of what the picture shows is elsewhere in frame 3 and \d% in place"
+    ):
+        wild.judged(PROFILE, request(files, exo=tmp_path / "exo.mp4"))

@@ -45,6 +45,7 @@ def write(folder: Path, take: dict, clip: dict) -> dict:
         "ego_camera": folder / "ego.json",
         "exo_pose": folder / "pose.json",
         "depth": root / exo["depth"],
+        "depth_focal": exo["depth_focal"] if exo["depth_kind"] == "pinhole-z" else None,
         "start": clip["start"] / take["fps"],
     }
 
