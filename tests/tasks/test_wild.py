@@ -317,7 +317,7 @@ def other(name: str, files: dict, folder: Path) -> dict:
         ("upside down", False, "the head is upside down"),
         ("w first", False, "the head is upside down"),
         ("inverse poses", False, "invert them"),
-        ("feet", True, "depth: depth_scale"),
+        ("feet", False, "the depth is not checked"),
         ("frame numbers", True, "look like frame numbers"),
         ("field of view", False, "the head is not in the exo picture"),
         ("depth in millimetres", True, "millimetres"),
