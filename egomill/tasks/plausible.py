@@ -29,10 +29,10 @@ CLOCKS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9, "minutes
 LOOK = 224  # rows of the pictures that are judged
 GONE = 0.1  # of a picture's corners: what stays of them where the camera moved, is covered, or the scene was cut
 ELSEWHERE = 0.2  # of them: what is found again where it moved
-ON_ITS_SIDE, UPSIDE_DOWN = 50.0, 135.0  # degrees
-INVERTED = 1.3  # `kernels.plausible.swing`
+ON_ITS_SIDE, UPSIDE_DOWN = 55.0, 135.0  # degrees
+INVERTED = 2.0  # `kernels.plausible.swing`
 STIRS = 0.1  # `kernels.plausible.stir`
-EDGES = 0.62  # `kernels.plausible.edges_agree`
+EDGES = 0.65  # `kernels.plausible.edges_agree`
 RIGHT = 0.67, 1.5  # depth of the head over its distance
 DISTANT = 0.05, 300.0  # metres, the median of the depth
 AXIS = 0.15  # length of a drawn axis, over the head's distance
@@ -162,7 +162,8 @@ def of_path(clip: dict) -> tuple[dict, list[str]]:
     if 2 * int(seen.inside.sum()) < len(T):
         where = "is behind the exo camera" if bool((T[:, 2, 3] < 0).all()) else "is not in the exo picture"
         when = f"in {int((~seen.inside).sum())} of {len(T)} frames"
-        warned.append(f"the head {where} {when}: look at the frame and the clip that the path is of, and at the lens")
+        advice = "look at the lens, at the clip and the frame that the path is of, and whether poses are inverse"
+        warned.append(f"the head {where} {when}: {advice}")
     measured = {"roll": roll, "swing": None if math.isnan(swing) else swing, "head_in_picture": int(seen.inside.sum())}
     return {**measured, "from_camera": [float(away.min()), float(away.max())]}, warned
 
