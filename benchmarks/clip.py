@@ -1,9 +1,10 @@
 """Seconds that the preprocessing of one real clip takes, step by step: 49 frames, exo 784x448 beside ego 448x448, no network.
 
-    EGOMILL_REAL_DATA=... python benchmarks/clip.py [--clip 0] [--json]
+    EGOMILL_REAL_DATA=... python benchmarks/clip.py [--clip 0] [--curation] [--json]
 
 The stages' own workers run, one after the other in this process on one thread, as they do in an actor: a machine with n cores prepares n
-clips in this time. Depth is what lies beside the clips; the steps inside a stage are timed where the stage calls them.
+clips in this time. Depth is what lies beside the clips; the steps inside a stage are timed where the stage calls them. With --curation
+instead: processor time of the stage `clips` on the real take, in one pass a camera, beside a reference that decodes each window for itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from egomill.kernels import quality
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.tasks import clips, depth, directions, ingest, masks, priors, sidecar, sources, video, views
@@ -63,10 +65,47 @@ def watch(seconds: dict[str, float]) -> None:
         setattr(owner, attribute, timed(name, getattr(owner, attribute)))
 
 
+class WindowByWindow(clips.Windows):
+    """The reference: every window is decoded for itself. It does not look for what covers the lens."""
+
+    def _look(self, take: dict, windows: list[dict]) -> None:
+        reader = video.Reader(Path(take["root"]) / windows[0]["exo_video"])
+        crop = windows[0]["exo_crop"]
+        for clip in windows:
+            frames = torch.from_numpy(reader.read(views.frame_numbers(clip), (round(clips.LOOK * crop[2] / crop[3]), clips.LOOK), crop))
+            dark, blown = quality.exposure(frames)
+            clip["motion"] = float(quality.motion(frames).mean())
+            clip["blur"] = float(quality.sharpness(frames).median())
+            clip["exposure"] = float((dark + blown).max())
+            clip["why"] = self._pictures(clip, [])
+
+
+def curation(root: Path) -> dict[str, float]:
+    """Processor seconds of both ways, whose rows are the same but for windows in which the lens is covered."""
+    profile = Profile.load("local", ["clips.min_overlap=0.0", "clips.exo_cameras=4"])
+    take = ingest.stage(profile).worker()(sources.discover([root])[0].row)
+    assert isinstance(take, dict), take
+    seconds, made = {}, {}
+    for name, kind in (("one pass", clips.Windows), ("window by window", WindowByWindow)):
+        start = time.process_time()
+        made[name] = kind(profile.clips)({"takes": take})
+        seconds[name] = time.process_time() - start
+    for one, other in zip(made["one pass"], made["window by window"], strict=True):
+        told = {name for name in one if one[name] != other[name]}
+        assert not told - {"why", "chosen"}, told
+        assert not told or "covers the lens" in one["why"], one["why"]
+    return {**seconds, "ratio": seconds["window by window"] / seconds["one pass"], "windows": float(len(made["one pass"]))}
+
+
 def main(
     clip: Annotated[int, typer.Option(help="Which of the clips of egox/meta.json.")] = 0,
+    curate: Annotated[bool, typer.Option("--curation", help="The stage clips on egoexo4d/, beside its reference.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
+    if curate:
+        torch.set_num_threads(1)
+        found = curation(Path(os.environ["EGOMILL_REAL_DATA"]) / "egoexo4d")
+        return print(json.dumps(found) if as_json else "\n".join(f"{name:18} {value:8.2f}" for name, value in found.items()))
     root = Path(os.environ.get("EGOMILL_REAL_DATA", "")) / "egox"
     if not (root / "meta.json").is_file():
         raise typer.BadParameter("EGOMILL_REAL_DATA does not name a folder with egox/meta.json")

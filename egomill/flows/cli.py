@@ -537,9 +537,9 @@ def lineage(
 ) -> None:
     """What was this model made of, and which models was this clip used for?"""
     from egomill.tasks import lineage as lines
-    from egomill.tasks.lake import ask
+    from egomill.tasks.lake import Glimpse, ask
 
-    at = ask(lake)
+    at = Glimpse(lake) if "@" in what else ask(lake)  # a registered adapter needs no lake
     if what and at.rows("clips", [what], ["clip_id"]):
         found = lines.of_clip(at, _tracker(lake, tracking), adapter, what)
     elif "@" in what:

@@ -1,4 +1,4 @@
-"""How good is a clip, before any network runs: sharpness, motion, exposure, disturbed openings, and how much the views see of each other.
+"""How good is a clip, before any network runs: sharpness, motion, exposure, a covered lens, and how much the views see of each other.
 
 All are plain numbers on uint8 videos [F, H, W, 3] or on cameras; curation compares them with the recipe's bounds and keeps them as
 columns.
@@ -55,22 +55,26 @@ def exposure(video: Tensor, region: Tensor | None = None) -> tuple[Tensor, Tenso
     return (chosen < 16).float().mean(dim=1), (chosen > 240).float().mean(dim=1)
 
 
-def opening_disturbance(video: Tensor, threshold: float = 0.15) -> int:
-    """How many frames at the start to skip: something is held before a fixed camera (the take-separator phone), a flash, another scene.
+def covered(video: Tensor, period: int, threshold: float = 0.12) -> Tensor:
+    """Whether something covers a fixed camera's lens, per frame [F]: the take-separator phone, somebody who passes close by.
 
-    A frame's disturbance is the share of its area that departs from the clip's median picture by over 12 % grey, brightness evened out.
-    The opening is disturbed where the first frame's exceeds `threshold`, and lasts until it has come down to the usual (twice the median
-    of the clip's second half, and half a per cent). 0 where nothing is wrong; all frames where it never settles. A hand that enters only
-    after the first frame is not seen by this.
+    A frame's disturbance is the share of its area that departs by over 12 % grey, brightness evened out, from the median picture of its
+    own `period` frames and from those of the period before and after: who has moved is part of one of them, who holds something before the
+    lens of none. The lens is covered where the disturbance exceeds `threshold`, and around it until it has come down to the usual (twice
+    the median of these periods, and half a per cent). What stays for over half a period is not seen by this.
     """
-    picture = grey(video, 56)
-    level = picture.flatten(1).median(dim=1).values[:, None, None]
-    change = (picture - level) - (picture - level).median(dim=0).values
-    share = (change.abs() > 0.12).float().mean(dim=(1, 2))
-    if share[0] <= threshold:
-        return 0
-    settled = (share <= 2 * share[len(share) // 2 :].median() + 0.005).nonzero().flatten()
-    return int(settled[0]) if len(settled) else len(video)
+    periods = grey(video, 28).tensor_split(max(1, round(len(video) / period)))
+    flat = [part - part.flatten(1).median(dim=1).values[:, None, None] for part in periods]
+    usual_pictures = [part.median(dim=0).values for part in flat]
+    shares = []
+    for k, part in enumerate(flat):
+        change = torch.stack([(part - picture).abs() for picture in usual_pictures[max(0, k - 1) : k + 2]]).amin(dim=0)
+        shares.append((change > 0.12).float().mean(dim=(1, 2)))
+    usual = torch.cat([torch.cat(shares[max(0, k - 1) : k + 2]).median().expand(len(part)) for k, part in enumerate(flat)])
+    share = torch.cat(shares)
+    settled = share <= 2 * usual + 0.005
+    run = settled.cumsum(dim=0)  # one number for frames between two that are settled
+    return ~settled & torch.isin(run, run[share > threshold])
 
 
 def overlap(

@@ -50,7 +50,7 @@ class Clips(Section):
     hop: float = 1.0  # seconds between window starts
     exo_cameras: int = Field(default=1, ge=1)  # the best so many views of a window become clips of their own
     max_per_take: int = Field(default=0, ge=0)  # 0: no limit
-    skip_opening: bool = True  # leave out windows in which something grossly covers the lens (take separators)
+    skip_covered: bool = True  # leave out windows in which something covers the lens (take separators, who passes close by)
     undistort: bool = False  # exo view as a pinhole picture
     min_overlap: float = 0.15  # of the ego frustum seen by the exo camera
     min_motion: float = 0.0

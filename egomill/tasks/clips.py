@@ -1,8 +1,9 @@
 """Which windows of which cameras become clips, and why.
 
-Geometry first: every exo camera is ranked by how much of the wearer's view it can see, before anything is decoded. Only the best
-ones' frames are then read, small, for motion, sharpness, exposure and for openings in which somebody holds a separator before the
-lens. Every candidate becomes a row, taken or not, with the reason; `selected` then applies the recipe's quotas.
+Geometry first: every exo camera is ranked by how much of the wearer's view it can see, before anything is decoded. Only the best ones'
+frames are then read, small, in one pass a camera, for motion, sharpness, exposure and for what covers the lens: the take separator that
+somebody holds before it, or somebody who passes. Every candidate becomes a row, taken or not, with the reason; `selected` then applies the
+recipe's quotas.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from egomill.tasks.watch import lasts
 SPLITS = ("train", "test", "unseen")
 READS = ("take_uid take_name root split fps frames ego_video ego_camera T_world_ego exo files task descriptions").split()  # noqa: SIM905
 LOOK = 112  # rows of the pictures that are judged
-OPENING_SECONDS = 6.0  # how far into a take its opening may reach
+COVERED = (50, 28)  # width, height in px of the pictures on which it is seen whether something covers the lens
+COVERED_RATE = 10.0  # of them a second; an hour of them is 150 MB
+COVERED_SECONDS = 10.0  # the period over which a picture is a usual one; what covers the lens for over half of it is not noticed
 NEAR_SHARE = 0.05  # a camera whose picture the workspace fills less than this is too far away to show it well
 
 
@@ -112,27 +115,37 @@ class Windows:
         for clip in rows:
             clip |= {"motion": None, "blur": None, "exposure": None, "why": self._geometry(clip)}
         for name in sorted({clip["exo_cam"] for clip in rows if not clip["why"]}):
-            mine = [clip for clip in rows if clip["exo_cam"] == name and not clip["why"]]
-            reader = video.Reader(Path(take["root"]) / mine[0]["exo_video"])
-            opening = self._opening(reader, take) if self.recipe.skip_opening else 0
-            for clip in mine:
-                crop = clip["exo_crop"]
-                size = (round(LOOK * crop[2] / crop[3]), LOOK)
-                frames = torch.from_numpy(reader.read(views.frame_numbers(clip).tolist(), size, crop))
-                dark, blown = quality.exposure(frames)
-                clip["motion"] = float(quality.motion(frames).mean())
-                clip["blur"] = float(quality.sharpness(frames).median())
-                clip["exposure"] = float((dark + blown).max())
-                clip["why"] = self._pictures(clip, opening)
+            self._look(take, [clip for clip in rows if clip["exo_cam"] == name and not clip["why"]])
         for clip in rows:
             clip["chosen"] = clip["why"] == "chosen"
         _keep_apart(rows)
 
-    def _opening(self, reader: video.Reader, take: dict) -> int:
-        """First frame of a view that nothing covers."""
-        step = max(1, round(take["fps"] / 10))
-        numbers = list(range(0, min(len(reader), round(OPENING_SECONDS * take["fps"])), step))
-        return step * quality.opening_disturbance(torch.from_numpy(reader.read(numbers, (100, 56))))
+    def _look(self, take: dict, windows: list[dict]) -> None:
+        """Judge one camera's windows, in the order of time, on one pass through its video."""
+        reader = video.Reader(Path(take["root"]) / windows[0]["exo_video"])
+        crop = windows[0]["exo_crop"]
+        size = (round(LOOK * crop[2] / crop[3]), LOOK)
+        step = max(1, round(take["fps"] / COVERED_RATE))
+        watched = range(0, take["frames"], step) if self.recipe.skip_covered else range(0)
+        shown = {int(number) for clip in windows for number in views.frame_numbers(clip)}
+        order = sorted(shown.union(watched))
+        small, covering, waiting = {}, [], list(reversed(windows))
+        for number, picture in zip(order, reader.pictures(order), strict=True):
+            if number in watched:
+                covering.append(video.resize(picture[None], COVERED)[0])
+            if number in shown:
+                small[number] = video.resize(picture[None], size, crop)[0]
+            if waiting and number == views.frame_numbers(waiting[-1])[-1]:
+                clip = waiting.pop()
+                frames = torch.from_numpy(np.stack([small[int(n)] for n in views.frame_numbers(clip)]))
+                dark, blown = quality.exposure(frames)
+                clip["motion"] = float(quality.motion(frames).mean())
+                clip["blur"] = float(quality.sharpness(frames).median())
+                clip["exposure"] = float((dark + blown).max())
+                small = {n: kept for n, kept in small.items() if waiting and n >= waiting[-1]["start"]}
+        spans = _spans(np.stack(covering), step, take["fps"]) if covering else []
+        for clip in windows:
+            clip["why"] = self._pictures(clip, spans)
 
     def _geometry(self, clip: dict) -> str:
         """Why a window is not worth decoding, or ""."""
@@ -142,10 +155,12 @@ class Windows:
             return f"overlap {clip['overlap']:.2f} < {self.recipe.min_overlap}"
         return ""
 
-    def _pictures(self, clip: dict, opening: int) -> str:
+    def _pictures(self, clip: dict, covered: list[tuple[int, int]]) -> str:
         recipe = self.recipe
-        if clip["start"] < opening:
-            return f"opening: something covers the lens until frame {opening}"
+        last = views.frame_numbers(clip)[-1]
+        for a, b in covered:
+            if clip["start"] < b and a < last:
+                return f"something covers the lens after frame {a} until frame {b}"
         if clip["motion"] < recipe.min_motion:
             return f"motion {clip['motion']:.4f} < {recipe.min_motion}"
         if clip["blur"] < recipe.min_sharpness:
@@ -198,6 +213,17 @@ def split_of(official: str, take_uid: str, start: int, recipe: Clips) -> str:
     if held_out:
         return "unseen"
     return "test" if _share(recipe.split_seed, f"{take_uid}@{start}") < recipe.test_fraction else "train"
+
+
+def _spans(pictures: np.ndarray, step: int, fps: float) -> list[tuple[int, int]]:
+    """What covers the lens, each as the last frame before it (-1: none) and the first one after it (or the take's end).
+
+    `pictures` [N, H, W, 3] are of every `step`-th frame.
+    """
+    period = round(COVERED_SECONDS * fps / step)
+    edges = np.diff(quality.covered(torch.from_numpy(pictures), period).numpy().astype(int), prepend=0, append=0)
+    begins, ends = (np.flatnonzero(edges == sign) * step for sign in (1, -1))
+    return [(int(max(-1, a - step)), int(b)) for a, b in zip(begins, ends, strict=True)]
 
 
 def _keep_apart(rows: list[dict]) -> None:

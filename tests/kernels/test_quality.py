@@ -56,18 +56,20 @@ def test_exposure_within_the_disc():
     assert quality.exposure(video, region)[0].tolist() == [0.0, 0.0]
 
 
-def test_an_opening_hand_is_skipped_until_it_has_gone():
-    video = blurred(5).repeat(20, 1, 1, 1)
-    assert quality.opening_disturbance(video) == 0
-    for frame, rows in enumerate((100, 80, 40, 10)):
-        video[frame, :rows] = 250
-    assert quality.opening_disturbance(video) == 4
+@pytest.mark.parametrize("first", [0, 30, 56], ids=["at its start", "in its middle", "at its end"])
+def test_a_hand_before_the_lens_is_seen_until_it_has_gone(first):
+    video = blurred(5).repeat(60, 1, 1, 1)
+    assert not quality.covered(video, 20).any()
+    for frame, rows in enumerate((30, 100, 80, 20)):
+        video[first + frame, :rows] = 250
+    assert quality.covered(video, 20).nonzero().flatten().tolist() == list(range(first, first + 4))
 
 
-def test_brightness_that_settles_is_no_disturbance():
-    video = blurred(5).repeat(20, 1, 1, 1)
+def test_brightness_that_changes_and_somebody_who_moves_on_cover_nothing():
+    video = blurred(5).repeat(60, 1, 1, 1)
     video[:5] = (video[:5].float() * 0.8).to(torch.uint8)
-    assert quality.opening_disturbance(video) == 0
+    video[25:, 40:100, :60] = 30  # has come, and stays
+    assert not quality.covered(video, 20).any()
 
 
 def test_a_camera_that_looks_along_sees_more_than_one_that_looks_away():
@@ -128,11 +130,9 @@ def test_masked_psnr():
 
 
 def test_the_take_separator_of_the_real_take(real_data: Path):
-    """A hand with a phone before cam01 for some nine frames; nothing before cam02."""
+    """A hand with a phone before cam01 for the first nine frames, and from frame 616 or so to the end; nothing before the others."""
     folder = next((real_data / "egoexo4d").rglob("downscaled/448"))
-    openings = {}
-    for name in ("cam01", "cam02"):
-        frames = read_video(folder / f"{name}.mp4", range(49), (398, 224))
-        openings[name] = quality.opening_disturbance(torch.from_numpy(frames))
-    assert 7 <= openings["cam01"] <= 11
-    assert openings["cam02"] == 0
+    for name in ("cam01", "cam02", "cam03", "cam04"):
+        frames = read_video(folder / f"{name}.mp4", range(0, 634, 3), (50, 28))
+        covered = (3 * quality.covered(torch.from_numpy(frames), 100).nonzero().flatten()).tolist()
+        assert covered == ([0, 3, 6, *range(618, 634, 3)] if name == "cam01" else [])

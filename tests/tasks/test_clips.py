@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_release import EXO, FRAMES, put, write_release, write_take
 
+from egomill.kernels import quality
 from egomill.kernels.cameras import Camera
 from egomill.schemas.config import Clips, Profile
 from egomill.schemas.outcome import Rejected
@@ -86,14 +87,26 @@ def test_windows_that_overlap_never_lie_on_both_sides(take):
             assert row["chosen"] or row["why"] != "chosen"
 
 
-def test_openings(tmp_path):
+def test_a_lens_that_is_covered_as_the_take_begins(tmp_path):
     put(tmp_path / "takes.json", [write_take(tmp_path, "site_bike_1", "u", cams=("cam01",), covered=8)])
     rows = windows(taken(tmp_path), "clips.hop=0.1")
-    assert "opening: something covers the lens" in rows[0]["why"]
+    assert "something covers the lens after frame -1 until frame" in rows[0]["why"]
     assert [row["start"] >= 8 for row in rows if row["chosen"]] == [True] * sum(row["chosen"] for row in rows)
     assert any(row["chosen"] for row in rows)
-    unskipped = windows(taken(tmp_path), "clips.hop=0.1", "clips.skip_opening=false")
+    unskipped = windows(taken(tmp_path), "clips.hop=0.1", "clips.skip_covered=false")
     assert unskipped[0]["why"] == "chosen"
+
+
+def test_one_pass_judges_as_reading_window_by_window_does(take):
+    rows = windows(take, "clips.hop=0.1")
+    for row in (row for row in rows if row["motion"] is not None):
+        crop = row["exo_crop"]
+        size = (round(clips.LOOK * crop[2] / crop[3]), clips.LOOK)
+        frames = torch.from_numpy(video.read(f"{row['root']}/{row['exo_video']}", views.frame_numbers(row), size, crop))
+        dark, blown = quality.exposure(frames)
+        assert row["motion"] == float(quality.motion(frames).mean())
+        assert row["blur"] == float(quality.sharpness(frames).median())
+        assert row["exposure"] == float((dark + blown).max())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,7 @@ def test_an_undistorted_view_is_what_the_lens_saw(take, tmp_path):
     flat = np.full((FRAMES, EXO[1], EXO[0], 3), 90, np.uint8)
     flat[:, 30:42, 58:70] = 220
     (root / json.loads(take["exo"])["cam01"]["video"]).write_bytes(video.encode(flat, 30.0))
-    row = windows({**take, "root": str(root)}, "clips.undistort=true", "clips.skip_opening=false")[0]
+    row = windows({**take, "root": str(root)}, "clips.undistort=true", "clips.skip_covered=false")[0]
     assert views.exo_camera(row).model == "pinhole"
     frame = views.read_exo(row)[0]
     assert frame[32, 56].mean() > 200  # the middle stays in the middle

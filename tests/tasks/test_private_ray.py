@@ -44,7 +44,7 @@ def test_while_a_stage_runs_only_its_own_processes_may_talk_to_its_ray(tmp_path,
     add_clips(lake, ["a", "b", "c"])
     stage.run(toy(), lake, "r1", Resources(shard=1), progress=lambda *_: open_.update(listeners()))
     assert {"gcs_server", "raylet"} < set(open_.values())
-    assert any(name.startswith("ray::MapWorker") for name in open_.values())
+    assert any(name.startswith("ray::") for name in open_.values())  # a worker, at work or between two rows
     assert abroad(open_) == {}
 
     gcs = get_runtime_context().gcs_address

@@ -14,6 +14,8 @@ from tiny_lake import run_here
 
 from egomill.models import batch, egox, lora
 from egomill.schemas.config import Directions, Profile
+from egomill.schemas.fingerprint import content_of
+from egomill.schemas.tables import NO_CONTENT
 from egomill.schemas.tensors import pack, unpack
 from egomill.tasks import adapters, bases, gate, generate, latents, releases, samples, scores, train, train_loop, video
 from egomill.tasks.alive import beating
@@ -145,6 +147,7 @@ def poisoned(lake, profile, release, which, name):
     rows = lake.rows("latents", [clips[i] for i in which], where=f"model = '{revision}'")
     for row in rows:
         row["ego"] = pack(unpack(row["ego"]) * np.float16("nan"))
+        row["content"] = content_of(row, NO_CONTENT)
     lake.upsert("latents", rows)
     return releases.publish(lake, "run", profile, name)[0], clips
 
