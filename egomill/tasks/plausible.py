@@ -189,7 +189,7 @@ def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
         warned.append("nothing moves in the exo picture where the head is said to be: look at the lens, the path's times and its clip")
     if scale is None and len(shares):
         warned.append(
-            "the depth is not checked: where the head is said to be, something stands before it; look at the units and the picture"
+            "the depth is not checked: it is unknown, or far too near, where the head is said to be; look at the units and the picture"
         )
     if scale is not None and not RIGHT[0] <= scale <= RIGHT[1]:
         cure = "scale it, name the focal length that its network was told (--depth-focal), or look at the lens and the path"
