@@ -1,13 +1,17 @@
 """Runs, dataset inputs and adapters in MLflow on sqlite."""
 
 import contextlib
+import http.server
 import json
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
+from egomill.tasks import tracking, train_loop
 from egomill.tasks.lake import Lake
 from egomill.tasks.tracking import CANDIDATE, CHAMPION, Tracker
 
@@ -173,3 +177,129 @@ def test_a_question_makes_no_store_and_names_with_quotes_are_asked_for(store, tm
     run = tracker.start("r", {"release": "it's"})
     assert tracker.runs_on("it's") == [run]
     assert tracker.unfinished({"release": "it's"}) == run
+
+
+def test_an_adapter_on_disk_is_read_in_place(store, tmp_path):
+    lake, tracker = store
+    (tmp_path / "egomill.json").write_text("{}")
+    made = tracker.register("in-place", tmp_path, tracker.start("t"), {})
+    assert made.folder.startswith(lake.uri)
+
+
+def test_the_store_lies_in_the_lake_whatever_its_name(tmp_path):
+    for name in ("lake?v=2", "x?mode=ro", "a?uri=true", "a%3Fb", "a#b", "file:a?b", "ü 中'\"&;@\\"):
+        assert Tracker.beside(str(tmp_path / "none" / name)).database == tmp_path / "none" / name / "mlflow.db"
+    name = "a#b?mode=ro%41"
+    tracker = Tracker.beside(str(tmp_path / name / "lake"))
+    assert not tracker.exists()
+    tracker.end(tracker.start("x"))
+    assert tracker.exists()
+    assert tracker.database == tmp_path / name / "lake" / "mlflow.db"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tracker.database]
+
+
+def test_names_and_texts_of_any_kind_go_in_and_are_found(store):
+    _, tracker = store
+    tags = {"release": "o'brien", "quoted": 'say "x"', "broken": "\udcff\x1b", "long": "x" * 20_000}
+    run = tracker.start("name \udcff " + "n" * 1000, tags)
+    assert tracker.runs_on("o'brien") == [run]
+    assert tracker.unfinished({key: tags[key] for key in ("release", "quoted", "broken", "long")}) == run
+    tracker.params(run, {"a": {"b": "\udcff" + "y" * 20_000}})
+    assert tracker.adapters("no'body") == []
+    with pytest.raises(ValueError, match="both kinds"):
+        tracker.runs_on("a'b\"c")
+
+
+def test_a_damaged_store_is_told_at_once(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(OSError, match=r"mlflow\.db: file is not a database"):
+        Tracker.of("", str(tmp_path)).names()
+
+
+def answering(code: int, kind: str = "text/plain") -> http.server.ThreadingHTTPServer:
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (200, "is no MLflow"),
+        (401, "does not let us in: set MLFLOW_TRACKING_USERNAME"),
+        (403, "does not let us in: set MLFLOW_TRACKING_USERNAME"),
+        (404, "answers 404"),
+        (500, "answers 500"),
+        (503, "answers 503"),
+    ],
+)
+def test_a_server_that_answers_otherwise_is_told(code, told):
+    with answering(code) as server:
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(OSError, match=f"http://{address} .*{told}") as error:
+            Tracker.of(f"http://user:password@{address}", "lake")
+        server.shutdown()
+    assert "password@" not in str(error.value)
+
+
+def test_a_server_that_answers_is_asked_once_and_an_outage_later_is_not_told_here(monkeypatch):
+    with answering(200, "application/json") as server:
+        uri = f"http://127.0.0.1:{server.server_port}"
+        Tracker.of(uri, "lake")
+        server.shutdown()
+    Tracker.of(uri, "lake")
+
+
+def test_a_server_that_does_not_answer_is_told(monkeypatch):
+    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(OSError, match=r"does not answer .nothing within 1 s"):
+            Tracker.of(f"http://127.0.0.1:{port}", "lake")
+    for uri, told in (
+        (f"http://127.0.0.1:{port}", "connection refused"),
+        ("http://no-such-host.invalid:5000", "has a name that is not found"),
+        (f"https://127.0.0.1:{port}", "connection refused"),
+    ):
+        with pytest.raises(OSError, match=told):
+            Tracker.of(uri, "lake")
+    with pytest.raises(ValueError, match="no address"):
+        Tracker.of("http://[half", "lake")
+
+
+class Away:
+    """A tracker whose server is away for some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls, self.written = calls, []
+
+    def metrics(self, run_id: str, rows: list) -> None:
+        self.calls -= 1
+        if self.calls >= 0:
+            raise ConnectionError("nobody there")
+        self.written += rows
+
+
+def test_training_outlasts_a_server_that_is_away_for_a_while():
+    away = Away(2)
+    book = train_loop.Book(away, "run", True)
+    rows = [(step, {"loss": 1.0}) for step in range(2 * train_loop.FLUSH)]
+    for row in rows:
+        book.add(*row)
+    assert away.written == []
+    book.flush()
+    assert away.written == rows
+    book = train_loop.Book(Away(1), "run", True)
+    book.add(0, {"loss": 1.0})
+    with pytest.raises(ConnectionError):
+        book.flush(last=True)
