@@ -79,16 +79,24 @@ class Lake:
         with self._readable(table, version):
             try:
                 return lance.dataset(self.path(table), version=version)
-            except ValueError:
-                if version is not None or self.exists(table):
+            except ValueError as error:
+                if version is not None or "was not found" not in str(error):
                     raise
-        try:
-            lance.write_dataset(TABLES[table].empty_table(), self.path(table), mode="create", **_STORAGE)
+        try:  # without retries: `write_dataset(mode="create")` tries again, and its second try empties what another process has made
+            lance.LanceDataset.commit(
+                self.path(table),
+                lance.LanceOperation.Overwrite(TABLES[table], []),
+                read_version=0,
+                max_retries=0,
+                enable_v2_manifest_paths=True,
+                enable_stable_row_ids=_STORAGE["enable_stable_row_ids"],
+            )
         except OSError as error:
             if not self.exists(table):  # else another process has made it since
                 error.add_note(f"table {self.path(table)}")
                 raise
-        return lance.dataset(self.path(table))
+        with self._readable(table):
+            return lance.dataset(self.path(table))
 
     def exists(self, table: str) -> bool:
         """Whether the table is there, readable or not."""

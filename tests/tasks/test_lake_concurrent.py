@@ -6,13 +6,16 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from writers import at_once, replayed, upsert, write, write_for_ever
 
+from egomill.schemas.tables import TABLES
 from egomill.tasks.lake import FRESH_DAYS, Lake
 
 
@@ -23,6 +26,17 @@ def check_every_version(lake: Lake, told: list) -> None:
         rows = [(r["clip_id"], r["text"]) for r in lake.read("captions", ["clip_id", "text"], version=version).to_pylist()]
         assert len(rows) == len(dict(rows)), f"version {version}: a key twice"
         assert dict(rows) == replayed(told[: i + 1]), f"version {version}"
+
+
+def test_a_table_that_many_open_at_once_is_made_once(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        for attempt in range(5):
+            lake = Lake(str(tmp_path / str(attempt)))
+            for table in TABLES:
+                together = threading.Barrier(4)
+                versions = pool.map(lambda _, table=table, lake=lake, together=together: (together.wait(), lake.version(table)), range(4))
+                assert {version for _, version in versions} == {1}
+                assert lake.open(table).data_storage_version == "2.2"
 
 
 def test_four_writers_of_overlapping_keys_on_a_new_table(tmp_path):

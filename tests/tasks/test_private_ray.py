@@ -55,6 +55,8 @@ def test_while_a_stage_runs_only_its_own_processes_may_talk_to_its_ray(tmp_path,
     assert stranger(gcs, **cluster.PRIVATE).returncode == 0  # it is the token
     asked = 0
     for _, port in listeners():
+        if os.environ.get("AWS_ENDPOINT_URL", "").endswith(f":{port}"):  # the S3 server of other tests
+            continue
         try:
             assert httpx.get(f"http://127.0.0.1:{port}/logs", timeout=10).status_code == 401
             asked += 1
