@@ -25,9 +25,11 @@ import typer
 from egomill.kernels import quality
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
-from egomill.tasks import clips, depth, directions, ingest, masks, priors, sidecar, sources, video, views
-from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Stage
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.media import sidecar, sources, video, views
+from egomill.tasks.networks import masks
+from egomill.tasks.stages import clips, depth, directions, priors, takes
 
 SETTINGS = [
     *("clips.frames=49", "clips.fps=30", "clips.exo_size=[784,448]", "clips.ego_size=448", "clips.hop=2.0", "clips.min_overlap=0.0"),
@@ -83,7 +85,7 @@ class WindowByWindow(clips.Windows):
 def curation(root: Path) -> dict[str, float]:
     """Processor seconds of both ways, whose rows are the same but for windows in which the lens is covered."""
     profile = Profile.load("local", ["clips.min_overlap=0.0", "clips.exo_cameras=4"])
-    take = ingest.stage(profile).worker()(sources.discover([root])[0].row)
+    take = takes.stage(profile).worker()(sources.discover([root])[0].row)
     assert isinstance(take, dict), take
     seconds, made = {}, {}
     for name, kind in (("one pass", clips.Windows), ("window by window", WindowByWindow)):
@@ -133,7 +135,7 @@ def main(
 
         item = sources.discover([root])[clip]
         key = item.key
-        take = make(ingest.stage(profile), item.row)[0]
+        take = make(takes.stage(profile), item.row)[0]
         window = next(w for w in make(clips.stage(profile), {"takes": take}) if w["chosen"])
         key = window["clip_id"]
         found = {"clips": window}

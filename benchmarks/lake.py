@@ -25,9 +25,11 @@ import typer
 from egomill.schemas.config import Profile, Resources
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Report
-from egomill.tasks import clips, lineage, releases
-from egomill.tasks.lake import Lake, one_of
-from egomill.tasks.stage import Stage, pending, run
+from egomill.tasks.keeping import lineage
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.stage import Stage, pending, run
+from egomill.tasks.lake.tables import Lake, one_of
+from egomill.tasks.stages import clips
 
 PER_TAKE = 50
 logging.disable(logging.WARNING)
@@ -155,7 +157,7 @@ def main(
     sleep: Annotated[float, typer.Option(help="Seconds a row of the first build takes.")] = 0.02,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from egomill.tasks.cluster import connect
+    from egomill.tasks.lake.cluster import connect
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         found = million(folder, rows) if rows else {}

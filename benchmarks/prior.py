@@ -30,7 +30,7 @@ from egomill.kernels.exo_lens import exo_lens
 from egomill.kernels.landmarks import follow, triangulate
 from egomill.kernels.poses import from_rt, inverse
 from egomill.kernels.prior import coverage, render_cloud, room_cloud
-from egomill.tasks import video
+from egomill.tasks.media import video
 
 EXO_COEFFICIENTS = (0.036902, 0.057131, -0.057154, 0.018458)
 FRAMES = 49

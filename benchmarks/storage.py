@@ -24,9 +24,10 @@ import typer
 
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import pack_depth, unpack_depth
-from egomill.tasks import clips, depth, directions, ingest, sources
-from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Stage
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.media import sources
+from egomill.tasks.stages import clips, depth, directions, takes
 
 SETTINGS = [
     *("clips.frames=49", "clips.fps=30", "clips.exo_size=[784,448]", "clips.ego_size=448", "clips.hop=2.0", "clips.min_overlap=0.0"),
@@ -47,7 +48,7 @@ def made(stage: Stage, row: dict) -> Any:
 def directions_bytes(root: Path, clip: int) -> int:
     """Bytes of the clip's row of `directions`, made by the stages' own workers."""
     profile = Profile.load("local", SETTINGS)
-    take = made(ingest.stage(profile), sources.discover([root])[clip].row)
+    take = made(takes.stage(profile), sources.discover([root])[clip].row)
     window = next(w for w in made(clips.stage(profile), {"takes": take}) if w["chosen"])
     row = made(directions.stage(profile), {"clips": window, "depth": made(depth.stage(profile), {"clips": window})})
     return sum(len(tensor["data"]) for tensor in row.values())

@@ -29,7 +29,7 @@ def ray_cluster():
     """Stages of one session share a local Ray."""
     import ray
 
-    from egomill.tasks.cluster import connect
+    from egomill.tasks.lake.cluster import connect
 
     connect()
     yield

@@ -80,7 +80,7 @@ def pretrain(
     seeds: Annotated[int, typer.Option(help="How many simulated scenes.")] = 2000,
 ) -> None:
     """Train the embedded base model from nothing, on simulated scenes that no take uses."""
-    from egomill.tasks.pretrain import pretrain as train
+    from egomill.tasks.training.pretrain import pretrain as train
 
     record = train(folder, seeds=seeds, minutes=minutes)
     _answer(record, True)
@@ -124,7 +124,7 @@ def register(
 ) -> None:
     """Make a LoRA that was trained elsewhere an adapter; base, mask, attention and directions are what the settings say."""
     from egomill.schemas.config import Profile as Settings
-    from egomill.tasks.foreign import register as add
+    from egomill.tasks.training.foreign import register as add
 
     made = add(file, Settings.load(profile, set_ or []), _tracker(lake, tracking))
     _answer({"adapter": made.spec, **made.tags}, json_, lambda: out.print(made.spec))
@@ -173,8 +173,8 @@ def generate(
     json_: Json = False,
 ) -> None:
     """Generate egocentric video for every held-out clip, or, with --exo, for a single video of your own."""
+    from egomill.flows.generate import by_request
     from egomill.flows.generate import generate as flow
-    from egomill.flows.generate import in_the_wild
 
     settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
     needed = {"trajectory": trajectory, "out": out_}
@@ -187,7 +187,7 @@ def generate(
         return _run(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=settings, tracking=tracking)
     if trajectory is None or out_ is None:
         raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name, value in needed.items() if value is None)}")
-    answer = in_the_wild(lake, adapter, {"exo": exo, "trajectory": trajectory, **more}, out_, profile, settings, tracking)
+    answer = by_request(lake, adapter, {"exo": exo, "trajectory": trajectory, **more}, out_, profile, settings, tracking)
 
     def show() -> None:
         made = f"{out_}: {answer['video']['frames']} frames by {answer['adapter']}, seed {answer['seed']}"
@@ -216,7 +216,7 @@ def camera(
     exo_pose: Annotated[Path | None, typer.Option(help="Write what `generate --exo-pose` takes.")] = None,
 ) -> None:
     """An exo camera of Ego-Exo4D as a request takes it: its lens and T_world_exo, as JSON; written where files are named."""
-    from egomill.tasks.wild import camera_of
+    from egomill.tasks.pages.in_the_wild import camera_of
 
     found = camera_of(annotation, name, exo)
     for path, value in ((camera_, found["camera"]), (exo_pose, found["T_world_exo"])):
@@ -397,7 +397,7 @@ def verify(
 def repair(lake: Lake = "lake", json_: Json = False) -> None:
     """Take what is damaged on disk out of the tables, so that the next run makes it again. Exit code 1: no run can make some of it."""
     from egomill.flows.verbs import repair as flow
-    from egomill.tasks.repair import RECORDS
+    from egomill.tasks.keeping.repair import RECORDS
 
     answer = flow(lake)
     lost = [m for m in answer["mended"] if m["table"] in RECORDS]
@@ -456,8 +456,8 @@ def forget(
 def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) -> None:
     """What is in the lake, and for every stage how its inputs came out. Exit code 1: files of its tables are gone or cut."""
     from egomill.schemas.tables import TABLES
-    from egomill.tasks import releases, runs
-    from egomill.tasks.lake import ask
+    from egomill.tasks.lake import releases, runs
+    from egomill.tasks.lake.tables import ask
 
     at = ask(lake)
     stages = runs.stage_table(at)
@@ -497,13 +497,13 @@ def failures(
 ) -> None:
     """What was rejected, what failed and which exo cameras were left out, and why: counts, and a line for each of the first rows, with the
     later stages that wait for it in vain (--json: all rows, whole)."""
-    from egomill.tasks import runs
-    from egomill.tasks.lake import Lake as Tables
-    from egomill.tasks.lake import ask
+    from egomill.tasks.lake import runs
+    from egomill.tasks.lake.tables import Lake as Tables
+    from egomill.tasks.lake.tables import ask
 
     at = ask(lake)
     if retry:
-        from egomill.tasks import stage as stages
+        from egomill.tasks.lake import stage as stages
 
         again = {"pending": stages.retry(Tables(lake), retry, stage)}
         return _answer(again, json_, lambda: out.print(f"{again['pending']} rows are pending again: rebuild, and they are tried"))
@@ -536,8 +536,8 @@ def lineage(
     json_: Json = False,
 ) -> None:
     """What was this model made of, and which models was this clip used for?"""
-    from egomill.tasks import lineage as lines
-    from egomill.tasks.lake import Glimpse, ask
+    from egomill.tasks.keeping import lineage as lines
+    from egomill.tasks.lake.tables import Glimpse, ask
 
     at = Glimpse(lake) if "@" in what else ask(lake)  # a registered adapter needs no lake
     if what and at.rows("clips", [what], ["clip_id"]):
@@ -552,8 +552,8 @@ def lineage(
 @releases_app.command("list")
 def release_list(lake: Lake = "lake", json_: Json = False) -> None:
     """All releases, newest first."""
-    from egomill.tasks import releases
-    from egomill.tasks.lake import ask
+    from egomill.tasks.lake import releases
+    from egomill.tasks.lake.tables import ask
 
     rows = releases.every(ask(lake))
     _answer(rows, json_, lambda: _table("releases", rows, ["name", "created", "clips", "run_id", "withdrawn"]))
@@ -562,8 +562,8 @@ def release_list(lake: Lake = "lake", json_: Json = False) -> None:
 @releases_app.command("show")
 def release_show(name: Annotated[str, typer.Argument(help="Default: the newest.")] = "", lake: Lake = "lake", json_: Json = False) -> None:
     """One release: its tables with their versions and what digests say of their content, tags, checks, profile."""
-    from egomill.tasks import releases
-    from egomill.tasks.lake import ask
+    from egomill.tasks.lake import releases
+    from egomill.tasks.lake.tables import ask
 
     at = ask(lake)
     row = releases.get(at, name, withdrawn=bool(name))
@@ -583,8 +583,8 @@ def release_show(name: Annotated[str, typer.Argument(help="Default: the newest."
 @releases_app.command("diff")
 def release_diff(a: str, b: str, lake: Lake = "lake", limit: int = 20, json_: Json = False) -> None:
     """Which clips came, went and changed from release A to B, by which stage, and why."""
-    from egomill.tasks.changes import diff
-    from egomill.tasks.lake import ask
+    from egomill.tasks.keeping.changes import diff
+    from egomill.tasks.lake.tables import ask
 
     found = diff(ask(lake), a, b)
 
@@ -639,7 +639,7 @@ def _allowing(profile: str, set_: list[str] | None, allow: list[Path] | None) ->
 
 
 def _tracker(lake: str, tracking: str) -> Any:
-    from egomill.tasks.tracking import Tracker
+    from egomill.tasks.lake.tracking import Tracker
 
     return Tracker.of(tracking, lake)
 

@@ -9,12 +9,13 @@ from prefect import flow
 
 from egomill.flows.steps import make
 from egomill.schemas.config import Profile
-from egomill.tasks import gate, scores, wild
-from egomill.tasks import generate as generations
-from egomill.tasks.clips import selected
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import Run, recorded
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake.runs import Run, recorded
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.pages import in_the_wild
+from egomill.tasks.stages import generations, scores
+from egomill.tasks.stages.clips import selected
+from egomill.tasks.training import gate
 
 HELD_OUT = ("test", "unseen")
 REFERENCES = ("prior", "codec")  # not generated: the filled prior, and the truth through the codec
@@ -49,14 +50,14 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
         return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
 
 
-def in_the_wild(
+def by_request(
     lake: str, adapter: str, request: dict, out: Path, profile: str = "local", settings: list[str] | None = None, tracking: str = ""
 ) -> dict:
-    """Answer a single request (the values of a tasks/wild.py Request). No run of the lake, which is only asked for the adapter."""
+    """Answer a single request (the values of a `Request` in tasks/pages/in_the_wild.py). The lake is only asked for the adapter."""
     if adapter in REFERENCES:
         raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
     settings_ = Profile.load(profile, settings or [])
-    return wild.generate(settings_, *resolve(lake, adapter, tracking), wild.Request(**request), out)
+    return in_the_wild.generate(settings_, *resolve(lake, adapter, tracking), in_the_wild.Request(**request), out)
 
 
 def score(run: Run, spec: str) -> None:

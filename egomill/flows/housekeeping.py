@@ -6,9 +6,9 @@ from prefect import flow
 
 from egomill.flows.steps import do, say
 from egomill.schemas.config import Profile
-from egomill.tasks import housekeeping as tasks
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import recorded
+from egomill.tasks.keeping import housekeeping as tasks
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.tables import Lake
 
 
 @flow(name="housekeeping", log_prints=True, validate_parameters=False)

@@ -9,9 +9,9 @@ from prefect import flow
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
 from egomill.flows.steps import call, do, link, say, show
-from egomill.tasks import report as reports
-from egomill.tasks.lake import Lake, ask
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake.tables import Lake, ask
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.pages import report as reports
 
 
 @flow(name="nightly", log_prints=True, validate_parameters=False)

@@ -8,16 +8,20 @@ from prefect import flow
 
 from egomill.flows.steps import announce, do, make, say
 from egomill.schemas.config import Profile
-from egomill.tasks import captions, clips, depth, directions, forget, ingest, latents, priors, releases, sources
-from egomill.tasks.lake import Lake, ask
-from egomill.tasks.runs import recorded
-from egomill.tasks.stage import Item, Stage
+from egomill.schemas.item import Item
+from egomill.tasks.keeping import forget
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import Lake, ask
+from egomill.tasks.media import sources
+from egomill.tasks.stages import captions, clips, depth, directions, latents, priors, takes
 
 
 def stages(profile: Profile) -> list[Stage]:
     """What a rebuild makes, in its order: takes, their clips, and what is derived from each chosen clip."""
     return [
-        ingest.stage(profile),
+        takes.stage(profile),
         clips.stage(profile),
         depth.stage(profile),
         priors.stage(profile),

@@ -10,13 +10,15 @@ from prefect import flow
 from egomill.flows.generate import HELD_OUT, REFERENCES, score
 from egomill.flows.steps import do, link, make, say
 from egomill.schemas.config import Profile
-from egomill.tasks import adapters, bases, gate, releases, train
-from egomill.tasks import generate as generations
-from egomill.tasks.alive import alive
-from egomill.tasks.clips import selected
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import recorded
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.heartbeat import alive
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.networks import bases
+from egomill.tasks.stages import generations
+from egomill.tasks.stages.clips import selected
+from egomill.tasks.training import adapters, gate, train
 
 
 @flow(name="retrain", log_prints=True, validate_parameters=False)

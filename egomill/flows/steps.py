@@ -26,10 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from egomill.flows.terminal import Terminal
 from egomill.schemas.outcome import Report, StageFailed
 from egomill.schemas.text import plain
-from egomill.tasks import stage as stages
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import Run
-from egomill.tasks.stage import Stage
+from egomill.tasks.lake import stage as stages
+from egomill.tasks.lake.runs import Run
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import Lake
 
 console = Terminal(stderr=True)
 

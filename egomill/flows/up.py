@@ -27,7 +27,7 @@ import httpx
 import yaml
 
 from egomill.flows.terminal import Terminal
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake.tracking import Tracker
 
 console = Terminal(stderr=True)
 POOL, AUTOMATIONS = "egomill", "prefect-automations.yaml"

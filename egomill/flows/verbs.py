@@ -8,23 +8,24 @@ from typing import Any
 from egomill.flows.generate import resolve
 from egomill.flows.rebuild import stages, takes_in
 from egomill.schemas.config import Profile
-from egomill.tasks import adopt as adopting
-from egomill.tasks import forget as forgetting
-from egomill.tasks import generate as generations
-from egomill.tasks import plan as planning
-from egomill.tasks import rederive, releases, scores
-from egomill.tasks import repair as repairing
-from egomill.tasks import sizes as counting
-from egomill.tasks import verify as verifying
-from egomill.tasks.clips import selected
-from egomill.tasks.lake import Glimpse, Lake, ask
-from egomill.tasks.runs import recorded
-from egomill.tasks.stage import Stage
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.keeping import adopt as adopting
+from egomill.tasks.keeping import forget as forgetting
+from egomill.tasks.keeping import plan as planning
+from egomill.tasks.keeping import rederive
+from egomill.tasks.keeping import repair as repairing
+from egomill.tasks.keeping import verify as verifying
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import Glimpse, Lake, ask
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.stages import generations, scores
+from egomill.tasks.stages.clips import selected
+from egomill.tasks.training import sizes as counting
 
 
 def plan(lake: str, sources_: list[str], profile: str = "local", settings: list[str] | None = None) -> list[dict]:
-    """What `rebuild` with the same arguments would compute, a dict a stage (tasks/plan.py). Nothing is run or written."""
+    """What `rebuild` with the same arguments would compute, a dict a stage (tasks/keeping/plan.py). Nothing is run or written."""
     settings_, at = Profile.load(profile, settings or []), Glimpse(lake)
     found = takes_in(at, sources_, settings_.ingest.allow)
     chosen = selected(at, settings_.clips)
@@ -34,7 +35,7 @@ def plan(lake: str, sources_: list[str], profile: str = "local", settings: list[
 
 
 def sizes(profile: str, settings: list[str], rate: float = 0.0) -> dict:
-    """What training by a profile costs (tasks/sizes.py); hours only with a `rate` in TFLOP/s."""
+    """What training by a profile costs (tasks/training/sizes.py); hours only with a `rate` in TFLOP/s."""
     return counting.estimate(Profile.load(profile, settings), rate)
 
 
@@ -48,7 +49,7 @@ def adopt(
     seed: int | None = None,
     tracking: str = "",
 ) -> dict:
-    """Declare a stage's rows current after a refactor, if a sample comes out as it is stored (tasks/adopt.py). A run of the lake."""
+    """Declare a stage's rows current after a refactor, if a sample comes out as it is stored (tasks/keeping/adopt.py)."""
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "adopt", settings_, __name__) as run:
         made = _named(stage, settings_, lake, tracking)
@@ -59,7 +60,7 @@ def adopt(
 
 
 def verify(lake: str, release: str, sample: int = 3, seed: int | None = None) -> dict[str, Any]:
-    """Make random rows of a release again and compare them (tasks/verify.py). Reads only."""
+    """Make random rows of a release again and compare them (tasks/keeping/verify.py). Reads only."""
     at = ask(lake)
     found = releases.get(at, release)
     tables = verifying.verify(at, found, stages(Profile(**found["profile"])), sample, seed)
@@ -67,7 +68,7 @@ def verify(lake: str, release: str, sample: int = 3, seed: int | None = None) ->
 
 
 def verify_deep(lake: str, release: str) -> dict[str, Any]:
-    """Hold every file and every row of a release against their digests (tasks/verify.py). Reads only."""
+    """Hold every file and every row of a release against their digests (tasks/keeping/verify.py). Reads only."""
     at = ask(lake)
     found = next((r for r in releases.every(at) if not r["withdrawn"] and release in ("", r["name"])), None) or releases.get(at, release)
     tables = verifying.deep(at, found)
@@ -75,7 +76,7 @@ def verify_deep(lake: str, release: str) -> dict[str, Any]:
 
 
 def repair(lake: str) -> dict[str, Any]:
-    """Take what is damaged on disk out of the tables, so that it is made again (tasks/repair.py). A run of the lake."""
+    """Take what is damaged on disk out of the tables, so that it is made again (tasks/keeping/repair.py). A run of the lake."""
     ask(lake)
     at = Lake(lake)
     mended = repairing.records(at)  # first what runs themselves are written in
@@ -87,7 +88,7 @@ def repair(lake: str) -> dict[str, Any]:
 
 
 def forget(lake: str, take: str, tracking: str = "") -> dict[str, Any]:
-    """Remove a take from the lake and from its disk (tasks/forget.py). ValueError on an unknown take, and where a run is under way."""
+    """Remove a take from the lake and from its disk. ValueError on an unknown take, and where a run is under way."""
     ask(lake)
     at = Lake(lake)
     known = forgetting.find(at, take)

@@ -1,4 +1,4 @@
-"""The embedded base model's shape, its start, and how it learns; the driver is tasks/pretrain.py."""
+"""The embedded base model's shape, its start, and how it learns; the driver is tasks/training/pretrain.py."""
 
 from __future__ import annotations
 

@@ -19,8 +19,11 @@ from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 # What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' contents).
-_LEFT_OUT = "schemas.config schemas.tables schemas.outcome schemas.fingerprint tasks.stage tasks.lake tasks.recipes tasks.watch"
-BOOKKEEPING = {f"{PACKAGE}.{module}" for module in _LEFT_OUT.split()}
+_LEFT_OUT = {
+    "schemas": ("config", "tables", "outcome", "fingerprint", "item"),
+    "tasks.lake": ("stage", "tables", "recipes", "watch"),
+}
+BOOKKEEPING = {f"{PACKAGE}.{room}.{module}" for room, modules in _LEFT_OUT.items() for module in modules}
 
 
 def digest(*parts: Any) -> str:

@@ -191,7 +191,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 
 def take_of(table: str, key: tuple[str, ...]) -> str:
-    """The take_uid in a row's key; "" in tables that say nothing of takes. No uid holds a slash (tasks/sources.py)."""
+    """The take_uid in a row's key; "" in tables that say nothing of takes. No uid holds a slash (tasks/media/sources.py)."""
     if table == "takes" or (table == "failures" and key[1] in ("takes", "clips")):
         return key[0].partition("#/")[0]  # UID#/PATH is how a second take of that uid is called
     return key[0].rsplit(".", 2)[0] if table == "failures" or KEYS[table][0] == "clip_id" else ""  # UID.CAMERA.START

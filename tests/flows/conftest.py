@@ -17,8 +17,8 @@ import pytest
 from egomill.flows.rebuild import rebuild
 from egomill.flows.up import stop, wait_for
 from egomill.flows.verbs import plan
-from egomill.tasks import runs
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import runs
+from egomill.tasks.lake.tables import Lake
 from tests.tasks.tiny_release import EXO, write_release
 
 ROOT = Path(__file__).parents[2]

@@ -20,9 +20,9 @@ from egomill.flows import verbs
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import TABLES
 from egomill.schemas.tensors import pack, unpack
-from egomill.tasks import runs
-from egomill.tasks.lake import Lake
-from egomill.tasks.rederive import differences
+from egomill.tasks.keeping.rederive import differences
+from egomill.tasks.lake import runs
+from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import SMALL, Small
 
 SETTINGS = [part for s in SMALL for part in ("--set", s)]
@@ -63,13 +63,14 @@ def test_a_refactor_is_planned_by_file_and_adopted_after_a_sample(small, tmp_pat
     _, steps = egomill_at(place, "plan", str(small.source), "--lake", small.lake.uri, *SETTINGS)
     told = {s["stage"].split("/")[0]: s for s in steps}
     clips = small.lake.count("priors")
-    assert [(r["why"], r["what"], r["rows"]) for r in told["priors"]["reasons"]] == [("changed code", "egomill/tasks/priors.py", clips)]
+    reasons = [(r["why"], r["what"], r["rows"]) for r in told["priors"]["reasons"]]
+    assert reasons == [("changed code", "egomill/tasks/stages/priors.py", clips)]
     assert [r["what"] for r in told["latents"]["reasons"]] == ["priors"]
     before = {table: labels(small.lake, table) for table in ("priors", "latents", "depth")}
 
     code, answer = egomill_at(place, "adopt", "priors", "--lake", small.lake.uri, "--sample", "2", *SETTINGS)
     assert (code, answer["adopted"], len(answer["compared"]), answer["differs"]) == (0, clips, 2, [])
-    assert answer["code"] == ["egomill/tasks/priors.py"]
+    assert answer["code"] == ["egomill/tasks/stages/priors.py"]
     after = labels(small.lake, "priors")
     assert all(after[clip][2:] == row[2:] and after[clip][0] != row[0] for clip, row in before["priors"].items())
     assert all(labels(small.lake, table) == before[table] for table in ("latents", "depth"))
@@ -94,7 +95,7 @@ def test_a_change_that_shows_is_not_adopted_and_verify_cannot_tell(small, tmp_pa
     assert (code, found["differs"]) == (3, 0)
     (told,) = (d for t in found["tables"] for d in t["details"])
     assert (told["verdict"], told["column"]) == ("cannot", "coverage")
-    assert "code changed since (egomill/tasks/priors.py)" in told["what"]
+    assert "code changed since (egomill/tasks/stages/priors.py)" in told["what"]
 
 
 def test_changed_settings_are_not_for_adoption(small):

@@ -18,9 +18,9 @@ from egomill.flows.rebuild import publish, rebuild, takes_in
 from egomill.flows.verbs import plan
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Report
-from egomill.tasks import releases
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import recorded
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.tables import Lake
 from tests.tasks.tiny_release import write_release
 
 
@@ -149,7 +149,7 @@ def test_nothing_found_or_all_rejected_is_no_success(tmp_path, monkeypatch):
 
 
 def test_failures_stand_under_what_began_them_and_cameras_that_are_left_out_beside(tmp_path):
-    from egomill.tasks.lake import Lake
+    from egomill.tasks.lake.tables import Lake
 
     def row(key: str, stage: str, reason: str, detail: str) -> dict:
         return {"key": key, "stage": stage, "status": "rejected", "reason": reason, "detail": detail, "attempt": 1}

@@ -15,9 +15,9 @@ import pytest
 
 from egomill.flows.rebuild import stages
 from egomill.schemas.config import STAGES, Profile
-from egomill.tasks import releases, runs
-from egomill.tasks.lake import Lake
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake import releases, runs
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
 from tests.flows.conftest import SMALL, write_small
 from tests.flows.raylets import LOOPBACK, Cluster
 from tests.tasks import tiny_lake
@@ -55,11 +55,11 @@ class Driver:
         self.places, self.hold, self.held = (folder / name for name in ("places", "hold", "held"))
         shutil.copytree(PACKAGE, folder / "driver" / "egomill", ignore=shutil.ignore_patterns("__pycache__"))
         at = '        self.watch.made(f"worker {me}")\n'
-        self._change("tasks/stage.py", at, SAYS.format(places=str(self.places), what="stage.name").replace("\n    ", "\n        "))
+        self._change("tasks/lake/stage.py", at, SAYS.format(places=str(self.places), what="stage.name").replace("\n    ", "\n        "))
         at = "        fragments, outcomes, made, size = [], [], [], 0\n"
-        self._change("tasks/stage.py", at, HOLDS.format(hold=str(self.hold), held=str(self.held)))
+        self._change("tasks/lake/stage.py", at, HOLDS.format(hold=str(self.hold), held=str(self.held)))
         at = "    check_code(__name__, plan.code)\n"
-        self._change("tasks/train_loop.py", at, SAYS.format(places=str(self.places), what='"training"'))
+        self._change("tasks/training/loop.py", at, SAYS.format(places=str(self.places), what='"training"'))
         decoy = folder / "elsewhere" / "egomill"
         decoy.mkdir(parents=True)
         (decoy / "__init__.py").write_text("raise ImportError('the wrong one')\n")

@@ -9,8 +9,8 @@ import time
 import yaml
 
 from egomill.flows.up import POOL
-from egomill.tasks import releases, runs
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import releases, runs
+from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import ROOT, SMALL, prefect, write_small
 
 

@@ -14,11 +14,12 @@ from egomill.flows import verbs
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tables import KEYS, TABLES
-from egomill.tasks import forget as forgetting
-from egomill.tasks import lineage, releases
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import recorded
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.keeping import forget as forgetting
+from egomill.tasks.keeping import lineage
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
 
 UID = "uid-0"
 TABLES_OF_IT = ("takes", *forgetting.OF_CLIPS)

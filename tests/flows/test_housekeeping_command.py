@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from egomill.flows.cli import app
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake.tables import Lake
 
 
 @pytest.fixture

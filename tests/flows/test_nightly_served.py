@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from egomill.flows.up import AUTOMATIONS, POOL
-from egomill.tasks import releases, runs
-from egomill.tasks.lake import Lake
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake import releases, runs
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
 from tests.flows.conftest import ROOT, SMALL, prefect, write_small
 from tests.tasks import tiny_lake
 

@@ -13,10 +13,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from egomill.flows.steps import make
 from egomill.schemas.config import Profile
-from egomill.tasks.lake import Lake
-from egomill.tasks.runs import recorded
-from egomill.tasks.stage import Stage
-from tests.tasks.test_stage import add_clips
+from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import Lake
+from tests.tasks.lake.test_stage import add_clips
 
 
 def talkative() -> Stage:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from egomill.tasks import recipes
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import recipes
+from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import Small
 
 DERIVED = ("depth", "priors", "directions", "captions", "latents")

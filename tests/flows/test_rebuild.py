@@ -17,8 +17,8 @@ import pytest
 
 from egomill.flows.rebuild import rebuild
 from egomill.scenes.take import simulate
-from egomill.tasks import runs
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import runs
+from egomill.tasks.lake.tables import Lake
 
 SMALL = ["clips.exo_cameras=1", "clips.hop=0.3", "clips.unseen=0"]
 DERIVED = ("depth", "priors", "directions", "latents")

@@ -8,9 +8,9 @@ import pytest
 
 from egomill.schemas.config import Profile
 from egomill.schemas.tables import RELEASED
-from egomill.tasks import releases
-from egomill.tasks.changes import diff
-from egomill.tasks.lake import Lake
+from egomill.tasks.keeping.changes import diff
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import Small
 from tests.flows.test_cli import egomill
 

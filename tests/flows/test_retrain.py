@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from egomill.flows.cli import app
 from egomill.flows.retrain import retrain
 from egomill.schemas.config import Profile
-from egomill.tasks import latents, releases, report
-from egomill.tasks.lake import Lake
-from egomill.tasks.tracking import Tracker
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.pages import report
+from egomill.tasks.stages import latents
 from tests.tasks import tiny_lake
 
 SMALL = ["train.rank=16", "train.alpha=16", "train.targets=['to_out.0', 'ffn.net.0.proj', 'ffn.net.2', 'proj_out']", "train.batch=2"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from egomill.scenes.take import simulate
-from egomill.tasks import releases, runs
-from egomill.tasks.lake import Lake
+from egomill.tasks.lake import releases, runs
+from egomill.tasks.lake.tables import Lake
 
 SETTINGS = [part for s in ("clips.exo_cameras=1", "clips.hop=0.3", "clips.unseen=0", "resources.shard=1") for part in ("--set", s)]
 COMMAND = [sys.executable, "-c", "from egomill.flows.cli import main; main()"]

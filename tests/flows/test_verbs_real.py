@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from egomill.flows import verbs
-from egomill.tasks.changes import diff
-from egomill.tasks.lake import Lake
+from egomill.tasks.keeping.changes import diff
+from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import SMALL, Small
 
 TAKE = "iiith_cooking_57_2_2451_2499"

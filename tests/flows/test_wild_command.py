@@ -13,10 +13,11 @@ from egomill.flows.cli import app
 from egomill.kernels.trajectory import T_shown_sensor
 from egomill.scenes.take import simulate
 from egomill.schemas.config import Profile
-from egomill.tasks import adapters, video
-from egomill.tasks.tracking import Tracker
-from egomill.tasks.trajectory import read_tum
-from tests.tasks import wild_request
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.media import video
+from egomill.tasks.media.trajectory import read_tum
+from egomill.tasks.training import adapters
+from tests.tasks.pages import wild_request
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from egomill.kernels import quality
 from egomill.kernels.cameras import aria_rgb, gopro
-from egomill.tasks.video import read as read_video
+from egomill.tasks.media.video import read as read_video
 
 GENERATOR = torch.Generator().manual_seed(0)
 NOISE = torch.randint(0, 255, (1, 128, 128, 3), dtype=torch.uint8, generator=GENERATOR)

@@ -178,7 +178,7 @@ def test_guidance_needs_negative_text():
 
 
 def test_stock_pipeline_class_takes_the_adapter_with_its_alpha(tmp_path):
-    from egomill.tasks import adapters
+    from egomill.tasks.training import adapters
 
     model = tiny()
     lora.add(model, rank=4, alpha=8, targets=egox.TARGETS)

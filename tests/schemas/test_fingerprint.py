@@ -53,8 +53,8 @@ def test_kernels_reach_only_kernels():
 
 
 def test_bookkeeping_is_left_out():
-    assert "egomill.schemas.config" in set(fingerprint._imports("egomill.tasks.stage"))
-    assert not fingerprint.BOOKKEEPING & reaches("egomill.tasks.clips")
+    assert "egomill.schemas.config" in set(fingerprint._imports("egomill.tasks.lake.stage"))
+    assert not fingerprint.BOOKKEEPING & reaches("egomill.tasks.stages.clips")
 
 
 def test_digest_ignores_key_order_and_refuses_what_json_cannot_say():

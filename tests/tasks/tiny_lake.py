@@ -17,9 +17,9 @@ from egomill.schemas.fingerprint import content_of
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import NO_CONTENT, as_stored
 from egomill.schemas.tensors import pack, pack_depth
-from egomill.tasks import video
-from egomill.tasks.lake import Lake
-from egomill.tasks.stage import Stage, finished
+from egomill.tasks.lake.stage import Stage, finished
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.media import video
 
 FRAMES, FPS = 5, 10.0
 EXO = Camera("pinhole", (55.0, 55.0, 47.5, 31.5), 96, 64)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from egomill.kernels.cameras import ARIA_RGB_TYPICAL
-from egomill.tasks import video
+from egomill.tasks.media import video
 
 FRAMES, FPS = 40, 30.0
 EXO, EGO = (128, 72), 64  # px

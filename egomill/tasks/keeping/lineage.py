@@ -1,0 +1,65 @@
+"""What was this model made of? And which models was this clip used for? Answers from the lake and the tracker, nothing else.
+
+adapter → release → table versions → clips → takes → file digests, and clip → releases → adapters.
+"""
+
+from __future__ import annotations
+
+import json
+
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.tables import Lake, one_of
+from egomill.tasks.lake.tracking import Tracker
+
+
+def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
+    """The chain behind an adapter ("name@alias", "name@v3"), down to the digests of the files. One that came from elsewhere has its file's
+    digest among its tags, and no release. ValueError where it is not registered.
+    """
+    adapter = tracker.find(spec)
+    about = {"spec": adapter.spec, "aliases": list(adapter.aliases), "run_id": adapter.run_id, "tags": adapter.tags}
+    if "file_sha256" in adapter.tags:
+        made_of: dict = {"release": None, "clips": [], "takes": []}
+    else:
+        made_of = of_release(lake, adapter.tags["release"])
+    return {"adapter": about, "inputs": tracker.inputs(adapter.run_id), **made_of}
+
+
+def of_release(lake: Lake, name: str = "") -> dict:
+    """A release's tables, clips and takes with their files' digests, all at the versions that the release pins."""
+    release = releases.get(lake, name, withdrawn=bool(name))
+    told = {k: release[k] for k in ("name", "created", "run_id", "tables", "checks", "withdrawn", "why")}
+    if release["withdrawn"]:  # its data is gone
+        return {"release": told, "clips": [], "takes": []}
+    at = release["tables"]
+    used = lake.read("latents", ["clip_id"], version=at["latents"])["clip_id"].to_pylist()
+    clips = lake.rows("clips", set(used), ["clip_id", "take_uid", "exo_cam", "start", "split", "fingerprint"], at["clips"])
+    takes = lake.rows("takes", {c["take_uid"] for c in clips}, ["take_uid", "take_name", "layout", "files"], at["takes"])
+    return {
+        "release": told,
+        "clips": sorted(clips, key=lambda c: c["clip_id"]),
+        "takes": [{**t, "files": {path: f["sha256"] for path, f in json.loads(t["files"]).items()}} for t in takes],
+    }
+
+
+def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
+    """Where a clip went: every release that holds it, and every version of the adapter `name` that was trained on one of them."""
+    rows = lake.rows("clips", [clip_id])
+    if not rows:
+        raise ValueError(f"no clip {clip_id!r} in {lake.uri}")
+    clip = rows[0]
+    standing = (r for r in releases.every(lake) if not r["withdrawn"])
+    holds = [r for r in standing if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]
+    names = {r["name"] for r in holds}
+    asked = clip["split"] == "train" and tracker.exists()
+    trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if asked else []
+    derived = {}
+    for table in ("depth", "priors", "directions", "captions", "latents"):
+        derived[table] = [r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])]
+    return {
+        "clip": {k: clip[k] for k in ("clip_id", "take_uid", "take_name", "split", "exo_cam", "start", "why", "fingerprint")},
+        "derived": derived,
+        "failures": [f for f in lake.rows("failures", [clip_id]) if f],
+        "releases": [r["name"] for r in holds],
+        "adapters": [{"spec": f"{name}@v{a['version']}", "release": a["tags"]["release"], "aliases": a["aliases"]} for a in trained],
+    }

@@ -1,0 +1,1 @@
+"""Tables, the stage runner, runs, releases, the tracker: what remembers."""

@@ -1,0 +1,1 @@
+"""Files that strangers made: data-set layouts, video, sidecars, trajectories."""

@@ -1,0 +1,1 @@
+"""Loading weights: bases, depth estimators, masks, perceptual measures."""

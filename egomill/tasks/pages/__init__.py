@@ -1,0 +1,1 @@
+"""What people look at: the report, and a request from outside any data set."""

@@ -1,0 +1,128 @@
+"""How near a generated ego video comes to the true one: one row a metric, whole picture and by region, or why there is no number.
+
+Three regions. `all` is the whole picture, as papers report it. `hole` is what the prior left empty inside the lens's disc: there a model
+has to invent. `moved` is where something that moves, seen by the exo camera, falls into the ego view: its pixels with their depth, splatted
+through the ego lens and widened a little. That region is made of the input alone: the truth has no say in what counts.
+
+Beside adapters two references are scored under the same names: "prior", the push-pull filled prior itself, and "codec", the truth after
+encoding and decoding, above which no model of this codec can come.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from egomill.kernels import similarity
+from egomill.kernels.cameras import Camera
+from egomill.kernels.footprint import depth_edges, sample_extent
+from egomill.kernels.poses import transform
+from egomill.kernels.splat import splat
+from egomill.schemas.config import Profile
+from egomill.schemas.outcome import Rejected
+from egomill.schemas.tensors import unpack, unpack_depth
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.media import video, views
+from egomill.tasks.networks import bases, perceptual
+
+METRICS = {"psnr": similarity.psnr, "ssim": similarity.ssim, "haarpsi": similarity.haarpsi}
+SMALLEST = 64  # px in a whole clip; below that a region says nothing
+REACH = 1 / 24  # of the ego picture's width: how far around its splatted pixels something counts as moving
+
+
+def stage(profile: Profile, adapter: str) -> Stage:
+    """Scores of `adapter`: a spec like "egox@v3", "base", or one of the references "prior" and "codec"."""
+    inputs = {
+        "clips": (*views.EGO_COLUMNS, "exo_camera", "T_world_exo", "T_world_ego"),
+        "depth": ("depth", "static"),
+        "priors": ("video", "valid"),
+    }
+    first, where, codec = {"priors": inputs.pop("priors")}, "", ""
+    if adapter == "codec":
+        codec = bases.revision(profile.model)
+        first, where = {"latents": ("ego",)}, f"model = '{codec}'"
+    elif adapter != "prior":
+        first, where = {"generations": ("video",)}, f"adapter = '{adapter}'"
+    return Stage(
+        name="scores",
+        reads={**first, **inputs} if adapter == "prior" else {**first, **inputs, "priors": ("video", "valid")},
+        config={"smallest": SMALLEST, "reach": REACH},
+        worker=partial(Scorer, profile, adapter),
+        weights=codec + perceptual.weights_digest(profile.evaluate),
+        constants={"adapter": adapter},
+        where=where,
+    )
+
+
+class Scorer:
+    """A clip in, its rows out, one a metric."""
+
+    def __init__(self, profile: Profile, adapter: str) -> None:
+        self.adapter = adapter
+        self.measures, self.missing = perceptual.load(profile.evaluate)
+        self.parts = bases.load(profile.model, "vae") if adapter == "codec" else None
+
+    def __call__(self, row: dict) -> list[dict] | Rejected:
+        clip = row["clips"]
+        _, valid, filled = views.read_prior(clip, row["priors"])
+        try:
+            truth = views.read_ego(clip)
+        except video.VideoError as error:
+            return Rejected("video_undecodable", str(error))
+        made = self._made(row, filled)
+        if made is None or made.shape != truth.shape:
+            found = None if made is None else made.shape
+            raise ValueError(f"clip {clip['clip_id']}: {self.adapter} has frames {found}, the truth {truth.shape}")
+        ego = Camera.from_dict(json.loads(clip["ego_camera"]))
+        disc = torch.from_numpy(views.ego_disc(clip))
+        depth, static = unpack_depth(row["depth"]["depth"]), unpack(row["depth"]["static"])
+        regions = {"all": None, "hole": ~torch.from_numpy(valid) & disc, "moved": moved(clip, depth, static, ego) & disc}
+        x, y = (torch.from_numpy(v).movedim(-1, 1).float() / 255 for v in (made, truth))
+        rows = []
+        for region, mask in regions.items():
+            for name, metric in METRICS.items():
+                value = None if mask is not None and int(mask.sum()) < SMALLEST else metric(x, y, mask)
+                rows.append((f"{name}.{region}", value, "" if value is not None else f"nothing of the picture is {region}"))
+        rows += [(name, measure(x, y), "") for name, measure in self.measures.items()]
+        rows += [(name, None, why) for name, why in self.missing.items()]
+        return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
+
+    def _made(self, row: dict, filled: np.ndarray) -> np.ndarray | None:
+        if self.adapter == "prior":
+            return filled
+        if self.parts is not None:
+            from egomill.models import batch  # takes diffusers along, seconds that the other scores need not wait
+
+            return batch.to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
+        return video.decode(row["generations"]["video"])
+
+
+def moved(clip: dict, depth: np.ndarray, static: np.ndarray, ego: Camera) -> Tensor:
+    """Where moving things that the exo camera sees fall into the ego view: bool [F, H, W].
+
+    depth [F, h, w] in metres along the exo camera's rays, static [F, h, w]; frames and poses are the clip's. Points on depth edges are left
+    out (they hang between surfaces); what moves but is hidden from the exo camera is not found.
+    """
+    frames, height, width = depth.shape
+    exo = Camera.from_dict(json.loads(clip["exo_camera"])).rescale(width, height)
+    T_world_exo = torch.from_numpy(unpack(clip["T_world_exo"])).float()
+    T_world_ego = torch.from_numpy(unpack(clip["T_world_ego"])).float()
+    rays, inside = exo.rays()
+    found = []
+    for frame in range(frames):
+        metres = torch.from_numpy(depth[frame])
+        kept = inside & (metres > 0) & ~torch.from_numpy(static[frame]) & ~depth_edges(metres, window=3)
+        points = transform(T_world_exo, rays[kept] * metres[kept][:, None])
+        if len(points):
+            seen = splat(points, torch.ones_like(points), ego, T_world_ego[frame], extent=sample_extent(metres, exo)[kept])
+            found.append(seen.valid)
+        else:
+            found.append(torch.zeros(ego.height, ego.width, dtype=torch.bool))
+    reach = max(1, round(ego.width * REACH))
+    wide = functional.max_pool2d(torch.stack(found)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
+    return wide[:, 0] > 0

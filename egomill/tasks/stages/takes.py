@@ -1,0 +1,497 @@
+"""A take as the rest sees it: cameras, poses and videos that were checked, whatever layout they came in.
+
+Every fault has a name. What can be told apart is not guessed at: a video that is cut short, a pose that is no rotation or a lens that
+cannot be rejects the take, and the row says which file, camera or frame. An exo camera of which any of this is true is left out alone, and
+the row says why; with none left the take is rejected. Cameras of the annotation whose video was not downloaded do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from egomill.kernels import poses
+from egomill.kernels.cameras import ARIA_VISIBLE, GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored
+from egomill.kernels.exo_lens import exo_lens
+from egomill.schemas.config import Ingest, Profile
+from egomill.schemas.fingerprint import digest, file_sha256
+from egomill.schemas.outcome import Rejected
+from egomill.schemas.tensors import pack
+from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.watch import lasts
+from egomill.tasks.media import video
+from egomill.tasks.media.sources import EGO_VIDEO, EXO_VIDEO
+from egomill.tasks.media.untrusted import (
+    MEGABYTE,
+    Bad,
+    inside,
+    load_json,
+    npy_header,
+    npz,
+    numbers,
+    opened,
+    parse_json,
+    regular,
+    stat_signature,
+)
+
+log = logging.getLogger(__name__)
+MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
+RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
+LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
+REACH = 0.1, 100.0  # metres between the wearer and an exo camera, in the middle of a take; a pitch is some 70 long
+BENDS = 0.2, 5.0  # how far out a lens draws a ray, over an equidistant one's; a pinhole at 80 degrees 4
+STAYS = 1e-3  # metres, or of a rotation's numbers, between poses of a camera that does not move
+BESIDE = 1.0  # seconds by which what is told of a take may lie outside of it
+
+
+def stage(profile: Profile) -> Stage:
+    """Takes from discovered items (`sources.discover`)."""
+    # Where links may lead makes no row other than it is: discovery tells which takes it opens or closes.
+    return Stage("takes", {}, profile.ingest.model_dump(exclude={"allow"}), partial(Reader, profile.ingest))
+
+
+class Reader:
+    """An item's row in, a row of `takes` or a named rejection out."""
+
+    def __init__(self, settings: Ingest) -> None:
+        self.settings = settings
+
+    def __call__(self, row: dict) -> dict | Rejected:
+        try:
+            if row["fault"]:
+                raise Bad(*row["fault"])
+            before = stat_signature(Path(row["root"]), row["files"])
+            take = self._finish(row, (self._egox if row["layout"] == "egox" else self._release)(row))
+            used = json.loads(take["files"])
+            changed = [a[0] for a in stat_signature(Path(row["root"]), used) if a not in before]
+            if changed:
+                raise Bad("changed_while_read", ", ".join(changed))
+            for name, why in json.loads(take["left_out"]).items():
+                log.warning("%s is left out: %s", name, ": ".join(why))
+            return take
+        except Bad as bad:
+            return bad.rejected
+        except video.VideoError as error:
+            return Rejected(error.reason, str(error))
+
+    # -- layouts ---------------------------------------------------------------------------------------------------
+
+    def _release(self, row: dict) -> dict:
+        """The take by the smallest size of its videos at which all are there; where such a size turns out to be spoilt, by the next."""
+        sizes: dict[str, dict[str, str]] = {}  # folder -> {camera: video}, the smallest first
+        for file in row["files"]:
+            if match := EXO_VIDEO.fullmatch(Path(file).name) or EGO_VIDEO.fullmatch(Path(file).name):
+                sizes.setdefault(str(Path(file).parent), {})[match[1]] = file
+        if not sizes:
+            raise Bad("no_exo_video", row["folder"])
+        annotation = _annotation(Path(row["root"]), row, self.settings.allow)
+        told = {
+            folder: {cam for cam, file in videos.items() if cam in annotation and file not in row["barred"]}
+            for folder, videos in sizes.items()
+        }
+
+        def whole(folder: str) -> tuple[bool, int]:
+            return any(map(_is_ego, told[folder])), len(told[folder])
+
+        best: dict | None = None
+        passed: dict[str, Rejected] = {}
+        for folder in sorted(sizes, key=whole, reverse=True):  # stable: of such as are alike the smallest
+            try:
+                take = self._at_size(row, sizes[folder], annotation)
+            except Bad as bad:
+                passed[folder] = bad.rejected
+            except video.VideoError as error:
+                passed[folder] = Rejected(error.reason, str(error))
+            else:
+                if best is None or len(take["exo"]) > len(best["exo"]):
+                    best = take
+                if not take["left_out"]:
+                    break
+        if best is None:
+            first, *others = passed.items()
+            told_of = [first[1].detail, *(f"{folder}: {why.reason}: {why.detail}" for folder, why in others)]
+            raise Bad(first[1].reason, "; ".join(told_of))
+        chosen = str(Path(best["ego_video"]).parent)
+        everything = set().union(*told.values())
+        for folder in list(sizes)[: list(sizes).index(chosen)]:
+            lacks = ", ".join(sorted(everything - told[folder])) or "nothing, but not all of it can be used"
+            best["left_out"][folder] = ["no_exo_video" if whole(folder)[0] else "no_ego_video", f"{chosen} is taken: here lacks {lacks}"]
+        return best
+
+    def _at_size(self, row: dict, videos: dict[str, str], annotation: dict[str, dict]) -> dict:
+        """The take by the `videos`, {camera: path}, of one size."""
+        root, allow = Path(row["root"]), self.settings.allow
+        folder = str(Path(next(iter(videos.values()))).parent)
+        wearers, cams = sorted(filter(_is_ego, videos)), sorted(cam for cam in videos if not _is_ego(cam))
+        if not cams:
+            raise Bad("no_exo_video", folder)
+        if not wearers:
+            raise Bad("no_ego_video", f"{folder}: no aria*_214-1.mp4")
+        wearer = next((aria for aria in wearers if aria in annotation), None)
+        if wearer is None:
+            raise Bad("no_camera_pose", f"{row['pose']} poses none of {', '.join(wearers)}")
+        if videos[wearer] in row["barred"]:
+            raise Bad(*row["barred"][videos[wearer]])
+        ego = video.inspect(regular(root, videos[wearer], allow))
+        calibration = next((file for file in row["files"] if file.endswith("/online_calibration.jsonl")), None)
+        ego_camera, lens_source = _ego_lens(root, calibration, ego, allow)
+
+        left: dict[str, list[str]] = {}
+        infos: dict[str, video.VideoInfo] = {}
+        lenses: dict[str, tuple[Camera, np.ndarray]] = {}
+        for cam in cams:
+            with _leaving_out(left, cam):
+                if cam not in annotation:
+                    raise Bad("no_camera_pose", f"{row['pose']} does not pose it")
+                if videos[cam] in row["barred"]:
+                    raise Bad(*row["barred"][videos[cam]])
+                info = video.inspect(regular(root, videos[cam], allow))
+                self._agree({videos[wearer]: ego, videos[cam]: info})
+                lens = _exo_lens(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(info.width, info.height)
+                if abs(info.width / info.height / (16 / 9) - 1) > 0.02:
+                    raise Bad("calibration_invalid", f"{cam}: the video is {info.width}x{info.height}, the calibration is 16:9")
+                lenses[cam] = check_lens(lens, videos[cam]), _pose(annotation[cam].get("camera_extrinsics"), cam)
+                infos[cam] = info
+        frames = min(info.frames for info in (ego, *infos.values()))
+        exo = {}
+        depths = {Path(file).stem: file for file in row["files"] if file.endswith(".npz")}
+        for cam, lens in lenses.items():
+            with _leaving_out(left, cam):
+                depth = depths.get(cam)
+                if depth in row["barred"]:
+                    raise Bad(*row["barred"][depth])
+                if depth:
+                    _check_range(regular(root, depth, allow), infos[cam], frames, self.settings.frame_slack)
+                exo[cam] = _view(videos[cam], *lens, depth, "range" if depth else None)
+        T_world_ego = self._head(_by_frame(annotation[wearer].get("camera_extrinsics"), wearer), frames) if exo else np.empty((0, 4, 4))
+        for cam in list(exo):
+            with _leaving_out(left, cam):
+                check_reach(_known(T_world_ego), {cam: exo[cam]})
+        exo = {cam: view for cam, view in exo.items() if cam not in left}
+        if not exo:
+            reason = Counter(reason for reason, _ in left.values()).most_common(1)[0][0]
+            raise Bad(reason, "; ".join(f"{cam}: {'' if why == reason else why + ': '}{detail}" for cam, (why, detail) in left.items()))
+        self._check_steps(T_world_ego)
+        depth_files = [view["depth"] for view in exo.values() if view["depth"]]
+        return {
+            "fps": ego.fps,
+            "frames": frames,
+            "ego_video": videos[wearer],
+            "ego_camera": ego_camera,
+            "lens_source": lens_source,
+            "T_world_ego": T_world_ego,
+            "exo": exo,
+            "prior_video": "",
+            "left_out": left,
+            "files": [videos[wearer], *(videos[cam] for cam in exo), *([calibration] if calibration else []), row["pose"], *depth_files],
+        }
+
+    def _egox(self, row: dict) -> dict:
+        root, entry = Path(row["root"]), row["entry"]
+        if not entry.get("ego_gt_path"):
+            raise Bad("no_ego_video", "no ego_gt_path")
+        allow = self.settings.allow
+        paths = {k: entry[k] for k in ("exo_path", "ego_gt_path", "ego_prior_path") if entry.get(k)}
+        for key, reason in (("exo_path", "no_exo_video"), ("ego_gt_path", "no_ego_video")):
+            if not inside(root, paths[key], allow).exists():
+                raise Bad(reason, f"{paths[key]}: neither there below {root.name} nor without the folders that it begins with")
+        exo, ego = (video.inspect(regular(root, paths[key], allow)) for key in ("exo_path", "ego_gt_path"))
+        self._agree({paths["exo_path"]: exo, paths["ego_gt_path"]: ego})
+        frames = min(exo.frames, ego.frames)
+        listed = entry.get("ego_extrinsics")
+        if not isinstance(listed, list) or not listed:
+            raise Bad("no_camera_pose", "no ego_extrinsics")
+        frames = min(frames, max(len(listed), frames - self.settings.frame_slack))  # 50 frames are stored, 49 count
+        T_world_ego = self._head(dict(enumerate(listed[: frames + self.settings.frame_slack + 1])), frames)
+        lens = _exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:]))
+        camera = _egox_exo(lens, exo)
+        depth = next((str(Path(file).parent) for file in row["files"] if file.endswith(".npy")), None)
+        if depth:
+            _check_frames(root / depth, frames)
+        told = float(entry["camera_intrinsics"][0][0]) / lens.params[0]  # EgoX gave its networks the intrinsics of the undistorted pictures
+        view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None, told)
+        ego_camera, lens_source = _ego_lens(root, None, ego)
+        check_reach(_known(T_world_ego), {"exo": view})
+        self._check_steps(T_world_ego)
+        return {
+            "fps": exo.fps,
+            "frames": frames,
+            "ego_video": paths["ego_gt_path"],
+            "ego_camera": ego_camera,
+            "lens_source": lens_source,
+            "T_world_ego": T_world_ego,
+            "exo": {"exo": view},
+            "prior_video": paths.get("ego_prior_path", ""),
+            "left_out": {},
+            "files": row["files"],
+        }
+
+    # -- what both share -------------------------------------------------------------------------------------------
+
+    def _finish(self, row: dict, take: dict) -> dict:
+        root = Path(row["root"])
+        files = {}
+        for name in take["files"]:
+            path = regular(root, name, self.settings.allow)
+            stat = path.stat()
+            files[name] = {"sha256": file_sha256(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        _check_times([d["timestamp"] for d in row["descriptions"]], take["frames"] / take["fps"])
+        known = np.isfinite(take["T_world_ego"]).all(axis=(1, 2))
+        facts = {name: row[name] for name in ("take_name", "layout", "root", "split", "task")}
+        out = {
+            **facts,
+            **take,
+            "ego_camera": json.dumps(take["ego_camera"].to_dict()),
+            "T_world_ego": pack(take["T_world_ego"]),
+            "pose_coverage": float(known.mean()),
+            "exo": json.dumps(take["exo"]),
+            "left_out": json.dumps(take["left_out"]),
+            "files": json.dumps(files),
+            "descriptions": json.dumps(row["descriptions"]),
+        }
+        poses_told = np.where(known[:, None, None], take["T_world_ego"], 0).tolist()
+        used = {k: v for k, v in out.items() if k not in ("T_world_ego", "files", "left_out")}
+        out["content"] = digest(used, poses_told, {name: file["sha256"] for name, file in files.items()})
+        return {"take_uid": row["take_uid"], **out}
+
+    def _agree(self, infos: dict[str, video.VideoInfo]) -> None:
+        """Bad where two videos' lengths differ by more than the slack, or their rates by more than 1 %."""
+        lengths = {Path(name).name: info.frames for name, info in infos.items()}
+        rates = {Path(name).name: info.fps for name, info in infos.items()}
+        lasts(max(info.frames / info.fps for info in infos.values()))
+        if max(lengths.values()) - min(lengths.values()) > self.settings.frame_slack:
+            raise Bad("frame_counts_disagree", json.dumps(lengths))
+        if max(rates.values()) > 1.01 * min(rates.values()):
+            raise Bad("frame_counts_disagree", "rates " + json.dumps(rates))
+
+    def _head(self, extrinsics: dict[int, Any], frames: int) -> np.ndarray:
+        """T_world_ego [frames, 4, 4] from world-to-camera matrices by frame; short gaps interpolated, NaN where unknown."""
+        settings = self.settings
+        if extrinsics and max(extrinsics) >= frames + settings.frame_slack:
+            raise Bad("poses_disagree", f"a pose for frame {max(extrinsics)}, the videos have {frames}")
+        T = torch.full((frames, 4, 4), torch.nan, dtype=torch.float64)
+        for frame, value in extrinsics.items():
+            matrix = _or_none(value, frame)
+            if matrix is None or frame >= frames:
+                continue
+            T_ego_world = poses.from_rt(torch.from_numpy(matrix))
+            if not poses.is_rigid(T_ego_world):
+                raise Bad("rotation_invalid", f"ego, frame {frame}")
+            T[frame] = poses.inverse(T_ego_world)
+        T = poses.fill_gaps(T, settings.max_pose_gap)
+        known = torch.isfinite(T).all(dim=-1).all(dim=-1)
+        if known.sum() < settings.min_pose_coverage * (frames - settings.frame_slack):  # the release ends two poses early
+            last = int(known.nonzero().max()) + 1 if known.any() else 0
+            inner = known[:last].double().mean() if last else 0.0
+            reason = "poses_disagree" if inner >= settings.min_pose_coverage else "pose_gaps"
+            raise Bad(reason, f"ego poses for {int(known.sum())} of {frames} frames, the last for frame {last - 1}")
+        return T.numpy()
+
+    def _check_steps(self, T_world_ego: np.ndarray) -> None:
+        leaps = poses.jumps(torch.from_numpy(T_world_ego), self.settings.max_step, MAX_TURN).nonzero().flatten()
+        if len(leaps):
+            raise Bad("pose_jumps", f"ego, between frames {int(leaps[0]) - 1} and {int(leaps[0])}; {len(leaps)} in all")
+
+
+# -- pieces --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _leaving_out(left: dict[str, list[str]], cam: str):
+    """What is wrong with one exo camera keeps it out, and no more."""
+    try:
+        yield
+    except Bad as bad:
+        left[cam] = [bad.rejected.reason, bad.rejected.detail]
+    except video.VideoError as error:
+        left[cam] = [error.reason, str(error)]
+
+
+def _is_ego(camera: str) -> bool:
+    return camera.startswith("aria")
+
+
+def _known(T_world_ego: np.ndarray) -> np.ndarray:
+    """Where the head is [n, 3], in the frames of which that is known."""
+    return T_world_ego[np.isfinite(T_world_ego).all(axis=(1, 2)), :3, 3]
+
+
+def _annotation(root: Path, row: dict, allow: tuple[str, ...]) -> dict[str, dict]:
+    """The camera_pose annotation's entries by camera. Bad where it is missing, unreadable, or another take's."""
+    if not row["pose"]:
+        raise Bad("no_camera_pose", f"no annotation of {row['take_uid']}")
+    value = load_json(inside(root, row["pose"], allow), "no_camera_pose")
+    if not isinstance(value, dict) or not isinstance(value.get("metadata"), dict):
+        raise Bad("no_camera_pose", f"{row['pose']}: no metadata")
+    told = tuple(value["metadata"].get(k) for k in ("take_uid", "take_name"))
+    if told != (row["take_uid"], row["take_name"]):
+        raise Bad("no_camera_pose", f"{row['pose']} says that it is of take {told[1]} ({told[0]})")
+    return {name: entry for name, entry in value.items() if name != "metadata" and isinstance(entry, dict)}
+
+
+def annotated_exo(annotation: Path, cam: str) -> tuple[Camera, np.ndarray]:
+    """An exo camera of a camera_pose annotation by itself: its lens at 3840x2160, and T_world_exo [4, 4]. Bad where it is not there."""
+    value = load_json(annotation, "no_camera_pose")
+    entries = {name: entry for name, entry in value.items() if isinstance(entry, dict)} if isinstance(value, dict) else {}
+    exo = [name for name, entry in entries.items() if "distortion_coeffs" in entry]
+    if cam not in exo:
+        raise Bad("no_camera_pose", f"{annotation.name}: no exo camera {cam!r} in it; there is {', '.join(exo) or 'none'}")
+    return _exo_lens(entries[cam], cam, entries[cam]["distortion_coeffs"]), _pose(entries[cam].get("camera_extrinsics"), cam)
+
+
+def _by_frame(dictionary: Any, name: str) -> dict[int, Any]:
+    if not isinstance(dictionary, dict) or not dictionary:
+        raise Bad("no_camera_pose", f"{name} has no poses by frame")
+    if not all(key.isascii() and key.isdigit() and len(key) < 9 for key in dictionary):
+        raise Bad("no_camera_pose", f"{name}: frames are not all numbers")
+    by_frame = {int(key): value for key, value in dictionary.items()}
+    if len(by_frame) < len(dictionary):
+        raise Bad("no_camera_pose", f"{name}: a frame has several poses")
+    return by_frame
+
+
+def _or_none(value: Any, frame: int) -> np.ndarray | None:
+    """A 3x4 extrinsic, or None where the annotation holds null or numbers that are not finite."""
+    if value is None:
+        return None
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise Bad("pose_gaps", f"ego, frame {frame}: not numbers") from None
+    if array.shape != (3, 4):
+        raise Bad("pose_gaps", f"ego, frame {frame}: shape {array.shape} instead of (3, 4)")
+    return array if np.isfinite(array).all() else None
+
+
+def _pose(value: Any, name: str) -> np.ndarray:
+    """T_world_exo [4, 4] from a fixed camera's world-to-camera 3x4; a dictionary of them by frame passes where all are one."""
+    if isinstance(value, dict):
+        told = [numbers(v, (3, 4), f"{name} extrinsics", "calibration_invalid") for v in _by_frame(value, name).values()]
+        if np.ptp(told, axis=0).max() > STAYS:
+            raise Bad("exo_camera_moves", f"{name}: {len(told)} poses, apart by up to {np.ptp(told, axis=0).max():.3g}")
+        value = told[0]
+    T_exo_world = poses.from_rt(torch.from_numpy(numbers(value, (3, 4), f"{name} extrinsics", "calibration_invalid")))
+    if not poses.is_rigid(T_exo_world):
+        raise Bad("rotation_invalid", name)
+    return poses.inverse(T_exo_world).numpy()
+
+
+def _exo_lens(entry: dict, name: str, coefficients: Any) -> Camera:
+    """The exo lens at 3840x2160 from intrinsics and Kannala-Brandt coefficients."""
+    K = numbers(entry.get("camera_intrinsics"), (3, 3), f"{name} intrinsics", "calibration_invalid")
+    k = numbers(coefficients, (4,), f"{name} distortion", "calibration_invalid")
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    if not (400 < fx < 8000 and 400 < fy < 8000 and 0 < cx < 3840 and 0 < cy < 2160 and abs(K[0, 1]) < 1):
+        raise Bad("calibration_invalid", f"{name}: focal length {fx:.0f}, {fy:.0f}, centre {cx:.0f}, {cy:.0f} of a 3840x2160 picture")
+    try:
+        camera = exo_lens(K.tolist(), k.tolist())
+    except ValueError as error:
+        raise Bad("calibration_invalid", f"{name}: {error}") from error
+    if camera.field_of_view < math.radians(30):
+        raise Bad("calibration_invalid", f"{name}: the lens turns back at {math.degrees(camera.field_of_view):.0f} degrees")
+    return camera
+
+
+def _egox_exo(lens: Camera, info: video.VideoInfo) -> Camera:
+    """EgoX's exo picture is the middle of the release's 796 px (measured: edges of depth and picture agree with a cut, not a squeeze)."""
+    full = round(info.height * RELEASE_WIDTH / 448)
+    if info.width > full:
+        raise Bad("calibration_invalid", f"exo video of {info.width}x{info.height} is wider than the camera")
+    return lens.rescale(full, info.height).crop((full - info.width) // 2, 0, info.width, info.height)
+
+
+def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo, allow: tuple[str, ...] = ()) -> tuple[Camera, str]:
+    """The Aria RGB lens behind the stored picture, and where it is known from."""
+    if info.width != info.height:
+        raise Bad("video_geometry", f"the ego video is {info.width}x{info.height}; Aria RGB is square")
+    if calibration is None:
+        return aria_rgb(info.width), "typical lens"
+    try:
+        with opened(inside(root, calibration, allow)) as file:
+            cameras = parse_json(file.readline(LINE))["CameraCalibrations"]
+        projection = next(c["Projection"] for c in cameras if c["Label"] == "camera-rgb")
+        if projection["Name"] != "FisheyeRadTanThinPrism":
+            raise ValueError(f"the lens is a {str(projection['Name'])[:50]}, not a FisheyeRadTanThinPrism")
+        f, cx, cy, *rest = numbers(projection["Params"], (15,), f"{calibration}: camera-rgb", "calibration_invalid").tolist()
+        lens = Camera("fisheye624", (f, f, cx, cy, *rest), 2880, 2880, max_theta=ARIA_VISIBLE)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
+    if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):
+        raise Bad("calibration_invalid", f"{calibration}: f {f:.0f}, centre {cx:.0f}, {cy:.0f} of 2880x2880")
+    return aria_sensor_to_stored(check_lens(lens, calibration), info.width), "calibration file"
+
+
+def check_lens(lens: Camera, name: str) -> Camera:
+    """The lens, where it bends rays as a lens does: at 0.95 of its field of view, a picture that is neither crushed nor blown up."""
+    theta = 0.95 * lens.field_of_view
+    away = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * math.sin(theta)
+    points = torch.cat((away, torch.full((4, 1), math.cos(theta), dtype=torch.float64)), dim=1)
+    at = (lens.project(points)[0] - torch.tensor(lens.params[2:4])) / torch.tensor(lens.params[:2])
+    stretch = at.norm(dim=1) / theta
+    if not ((stretch > BENDS[0]) & (stretch < BENDS[1])).all():
+        raise Bad(
+            "calibration_invalid", f"{name}: rays at {math.degrees(theta):.0f} degrees are drawn {stretch.max():.3g} times as far out"
+        )
+    return lens
+
+
+def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None, told: float = 1.0) -> dict:
+    check_lens(camera, path)
+    depth_is = {"depth": depth, "depth_kind": kind, "depth_focal": told}
+    return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), **depth_is}
+
+
+def check_reach(positions: np.ndarray, exo: dict[str, dict]) -> None:
+    """That the head, at `positions` [n, 3], is where exo cameras would be put to film it: poses in millimetres are not."""
+    for cam, view in exo.items():
+        away = float(np.median(np.linalg.norm(positions - np.array(view["T_world_exo"])[:3, 3], axis=1)))
+        if not REACH[0] <= away <= REACH[1]:
+            raise Bad("pose_units", f"{cam} is {away:.3g} m from the wearer's head, where {REACH[0]} to {REACH[1]} is sensible")
+
+
+def _check_times(timestamps: list[float], seconds: float) -> None:
+    """That what annotators told lies within the take; a stray one does not matter, since no window takes it."""
+    outside = [t for t in timestamps if not -BESIDE <= t <= seconds + BESIDE]
+    if 2 * len(outside) > len(timestamps):
+        raise Bad("descriptions_invalid", f"{len(outside)} of {len(timestamps)} lie outside of {seconds:.1f} s, one at {outside[0]:.6g} s")
+
+
+def _check_range(path: Path, info: video.VideoInfo, frames: int, slack: int) -> None:
+    """A sidecar's headers: static [h, w], dynamic [frames, h, w], of the video's shape."""
+    try:
+        with npz(path, "static_depth", "dynamic_depth") as arrays:
+            heads = arrays.heads
+        static, moving = heads["static_depth"], heads.get("dynamic_depth")
+    except (OSError, ValueError, KeyError) as error:
+        raise Bad("depth_sidecar_invalid", f"{path.name}: {type(error).__name__} {error}") from None
+    shapes = [static.shape] + ([moving.shape[1:]] if moving else [])
+    fits = all(len(s) == 2 and 0 < math.prod(s) <= video.MAX_PIXELS for s in shapes)
+    fits = fits and all(abs(s[1] * info.height / (s[0] * info.width) - 1) < 0.01 for s in shapes)
+    fits = fits and (not moving or frames <= moving.shape[0] <= info.frames + slack)
+    if not fits or any(head.dtype.kind != "f" for head in heads.values()):
+        told = ", ".join(f"{name} {head.dtype} {head.shape}" for name, head in sorted(heads.items()))
+        raise Bad("depth_sidecar_invalid", f"{path.name}: {told} beside {info}")
+
+
+def _check_frames(folder: Path, frames: int) -> None:
+    """EgoX depth: one float picture a frame, all of one shape."""
+    shapes = set()
+    for frame in range(frames):
+        path = folder / f"{frame:05d}.npy"
+        try:
+            head = npy_header(path)
+        except (OSError, ValueError) as error:
+            raise Bad("depth_sidecar_invalid", f"{path.name}: {str(error)[:200]}") from None
+        shapes.add(head.shape)
+        if len(head.shape) != 2 or head.dtype.kind != "f" or len(shapes) > 1 or not 0 < math.prod(head.shape) <= video.MAX_PIXELS:
+            raise Bad("depth_sidecar_invalid", f"{path.name}: {head.dtype} {head.shape}")

@@ -1,0 +1,228 @@
+"""What a profile will cost, before anybody pays: tokens, parameters, memory and arithmetic of a training step, hours, storage.
+
+Nothing is estimated that can be counted. One training step of the very model, with the adapter, the attention and the checkpointing that
+the profile asks for, runs on *fake* tensors: they have shapes and types and no memory, so that 14 B parameters fit into a laptop. While
+it runs, the live bytes are summed up (their peak is what a GPU must hold) and PyTorch's own counter counts the floating-point operations.
+Hours follow from those and from a rate that was measured somewhere; it is an argument, since no formula knows it. What is not in the
+count: the allocator's fragmentation, a kernel's workspace, a library's own buffers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from egomill.kernels.gga import Geometry
+from egomill.kernels.patches import grid
+from egomill.models import attention, egox, lora
+from egomill.schemas.config import Profile
+from egomill.tasks.networks import weights
+
+# config.json of the transformer, for the hub ids of the profiles that come with the package: sizes need no download.
+KNOWN = {
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 40,
+        "attention_head_dim": 128,
+        "in_channels": 36,
+        "out_channels": 16,
+        "text_dim": 4096,
+        "freq_dim": 256,
+        "ffn_dim": 13824,
+        "num_layers": 40,
+        "cross_attn_norm": True,
+        "image_dim": 1280,
+        "added_kv_proj_dim": 5120,
+        "rope_max_seq_len": 1024,
+    }
+}
+GIB = 2**30
+
+
+def _attention_flop(q: Any, k: Any, *_: Any, **__: Any) -> int:
+    """Two products of [B, H, n, d] with [B, H, m, d]."""
+    return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+def _attention_backward_flop(_grad: Any, q: Any, k: Any, *rest: Any, **__: Any) -> int:
+    """Five products: the scores again, and four gradients."""
+    return 10 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+ON_CPU = {  # PyTorch's counter knows the GPU's attention kernels only
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
+}
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors that are made while it is entered and still alive, and their peak. `before`: what was there already."""
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def transformer_config(profile: Profile) -> dict:
+    """The transformer's configuration of a profile's base. ValueError for a hub id whose sizes are not known here."""
+    base = profile.model.base
+    if base in KNOWN:
+        return KNOWN[base]
+    config = weights.transformer_config(weights.EMBEDDED if base == "embedded" else Path(base))
+    if not config:
+        raise ValueError(f"{base}: no folder with transformer/config.json, and its sizes are not known without a download")
+    return config
+
+
+def tokens(profile: Profile) -> dict[str, int]:
+    """Tokens of one clip: {frames, exo, ego, all}, from the recipe's sizes (4 x 16 x 16 pixels a token, frame 0 by itself)."""
+    recipe = profile.clips
+    f, h, w_exo = grid(recipe.frames, recipe.exo_size[1], recipe.exo_size[0])
+    _, height, w_ego = grid(recipe.frames, recipe.ego_size, recipe.ego_size)
+    if h != height:
+        raise ValueError(f"exo view of {recipe.exo_size[1]} px beside an ego view of {recipe.ego_size}: heights must agree")
+    return {"frames": f, "exo": f * h * w_exo, "ego": f * h * w_ego, "all": f * h * (w_exo + w_ego)}
+
+
+def step(profile: Profile) -> dict[str, float]:
+    """One worker's pass over a batch, forward and backward.
+
+    {parameters, trained, base_gib, adapter_gib (weights, gradients and two moments), activations_gib (peak beyond all those), tflop}.
+    A transformer is the same block many times: two short ones are run, and the rest follows exactly, being linear in the depth.
+    """
+    layers = transformer_config(profile)["num_layers"]
+    two, three = _counted(profile, 2), _counted(profile, 3)
+    return {name: two[name] + (layers - 2) * (three[name] - two[name]) for name in two}
+
+
+def _counted(profile: Profile, layers: int) -> dict[str, float]:
+    from diffusers import WanTransformer3DModel
+
+    settings, model = profile.train, profile.model
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, model.dtype))
+    try:
+        with torch.device("meta"):
+            transformer = WanTransformer3DModel(**{**transformer_config(profile), "num_layers": layers})
+    finally:
+        torch.set_default_dtype(kept)
+    with torch.device("meta"):
+        lora.add(transformer, settings.rank, settings.alpha, settings.targets)
+    state = attention.install_gga(transformer)
+    if settings.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    transformer.train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(transformer)
+        given, ego, state.geometry = _inputs(profile, transformer.config)
+
+        def work() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                predicted = egox.velocity(transformer, given, ego, torch.zeros(settings.batch))
+            predicted.square().mean().backward()
+            transformer.zero_grad()
+
+        with Live([*transformer.parameters(), *transformer.buffers()]) as live:
+            work()
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+            work()
+    trained = [p for p in transformer.parameters() if p.requires_grad]
+    frozen = [p for p in transformer.parameters() if not p.requires_grad]
+    adapter = sum(p.numel() * p.element_size() for p in trained)
+    return {
+        "parameters": sum(p.numel() for p in frozen),
+        "trained": sum(p.numel() for p in trained),
+        "base_gib": sum(p.numel() * p.element_size() for p in frozen) / GIB,
+        "adapter_gib": 4 * adapter / GIB,
+        "activations_gib": (live.peak - adapter) / GIB,  # the gradients are in the peak, and counted above
+        "tflop": counter.get_total_flops() / 1e12,
+    }
+
+
+def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
+    """All of it for a profile: {tokens, step, memory_gib (per worker), hours, storage_gib}; hours are None without a rate.
+
+    `tflop_per_second`: what one worker is known to reach on such a step (`egomill plan --rate`).
+    """
+    counted, settings, recipe = step(profile), profile.train, profile.clips
+    shared = counted["base_gib"] + counted["adapter_gib"]
+    if settings.sharding == "fsdp":
+        shared /= settings.workers
+    passes = settings.steps * settings.accumulate
+    found = tokens(profile)
+    clips = recipe.train + recipe.test + recipe.unseen
+    cells = found["frames"] * (recipe.exo_size[0] + 2 * recipe.ego_size) * recipe.exo_size[1] // 64
+    latents = 2 * (16 * cells + 4 * found["ego"] * 4) + 4 * model_text(profile)
+    return {
+        "profile": profile.name,
+        "tokens": found,
+        "step": counted,
+        "memory_gib": shared + counted["activations_gib"],
+        "workers": settings.workers,
+        "samples": settings.batch * settings.workers * passes,
+        "hours": counted["tflop"] * passes / tflop_per_second / 3600 if tflop_per_second else None,
+        "clips": clips or None,
+        "latents_gib": clips * latents / GIB if clips else None,
+    }
+
+
+def model_text(profile: Profile) -> int:
+    """Numbers of a clip's text and image embeddings."""
+    config = transformer_config(profile)
+    return profile.model.text_tokens * config["text_dim"] + 257 * (config.get("image_dim") or 0)
+
+
+def _materialise(module: nn.Module) -> None:
+    """Meta parameters become fake ones, which operators treat like real ones."""
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+        for name, b in part._buffers.items():
+            if b is not None:
+                part._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+
+
+def _inputs(profile: Profile, config: Any) -> tuple[egox.Condition, torch.Tensor, Geometry | None]:
+    recipe, batch, model = profile.clips, profile.train.batch, profile.model
+    f, h, w_exo = grid(recipe.frames, recipe.exo_size[1], recipe.exo_size[0])
+    w_ego = recipe.ego_size // 16
+    exo, ego = torch.zeros(batch, 16, f, 2 * h, 2 * w_exo), torch.zeros(batch, 16, f, 2 * h, 2 * w_ego)
+    text = torch.zeros(batch, model.text_tokens, config.text_dim)
+    image = torch.zeros(batch, 257, config.image_dim) if config.image_dim else None
+    given = egox.Condition(exo, torch.zeros_like(ego), torch.zeros(batch, 4, *ego.shape[2:]), text, image)
+    if model.gga == "off":
+        return given, ego, None
+    yes = torch.ones(batch, f, h, w_exo, dtype=torch.bool), torch.ones(batch, f, h, w_ego, dtype=torch.bool)
+    points, rays = torch.zeros(batch, f, h, w_exo, 3), torch.zeros(batch, f, h, w_ego, 3, dtype=torch.float16)
+    return given, ego, Geometry(points, yes[0], rays, yes[1], torch.zeros(batch, f, 3), model.lambda_g, model.gga)

@@ -1,0 +1,102 @@
+"""A training that is killed again and again ends with the very bytes of one that is left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from egomill.schemas.config import Profile
+from egomill.tasks.lake import releases
+from egomill.tasks.lake.tables import Lake
+from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.stages import latents
+from tests.tasks import tiny_lake
+from tests.tasks.tiny_lake import run_here
+
+STEPS = 60
+SETTINGS = [f"train.steps={STEPS}", "train.rank=4", "train.batch=1", "train.workers=2", "train.checkpoint_every=5", "train.accumulate=2"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    keys = tiny_lake.build(lake, clips=5, takes=3, held_out=1)
+    base = tiny_lake.base(tmp_path_factory.mktemp("base"))
+    profile = Profile.load("local", [*SETTINGS, f"model.base='{base}'"])
+    run_here(lake, latents.stage(profile), keys)
+    releases.publish(lake, "run", profile, "r1")
+    return lake.uri, str(base)
+
+
+def start(lake: str, base: str, settings: list[str] = SETTINGS) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, *settings]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors[-4000:]
+    return out.split()[-1]
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    """Training workers below a process."""
+    found = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()]
+    below, grew = {str(process.pid)}, True
+    while grew:
+        more = {pid for pid, parent, *_ in rows if parent in below} | below
+        grew, below = more != below, more
+    return [int(pid) for pid, _, *args in rows if pid in below and args and "RayTrainWorker" in args[0]]
+
+
+def checkpoints(lake: str) -> int:
+    """The number of the newest one that is whole."""
+    steps = [json.loads(p.read_text())["step"] for p in Path(lake, "training").glob("*/checkpoint_*/step.json")]
+    return max(steps, default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_random_and_resumed_the_adapter_is_the_same_to_the_byte(built, tmp_path):
+    lake, base = built
+    # The lake's place is part of no row, so a copy is the same data; sources are not read in training.
+    shutil.copytree(lake, tmp_path / "killed")
+    killed = str(tmp_path / "killed")
+    rng = random.Random(5)
+    for kill, least in (("driver", 5), ("worker", 20), ("driver", 35)):
+        process = start(killed, base)
+        deadline = time.monotonic() + 240
+        while checkpoints(killed) < least:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"no step {least}"
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1.0))
+        if kill == "worker":
+            for pid in workers(process)[:1]:
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 240
+            while checkpoints(killed) < least + 10 and process.poll() is None:  # it goes on by itself
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    resumed = finish(start(killed, base))
+    assert resumed == finish(start(lake, base))
+
+    tracker = Tracker.beside(killed)
+    (adapter,) = tracker.adapters("egox")
+    (run,) = tracker.client.search_runs([tracker.client.get_experiment_by_name("egomill").experiment_id])
+    assert adapter["run_id"] == run.info.run_id  # one MLflow run over all four processes
+    assert run.info.status == "FINISHED"
+    once = Tracker.beside(lake)
+    losses = once.history(once.adapters("egox")[0]["run_id"], "loss")
+    assert sorted(losses) == list(range(STEPS))
+    assert tracker.history(adapter["run_id"], "loss") == losses

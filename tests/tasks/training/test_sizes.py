@@ -1,0 +1,71 @@
+"""What is counted on fake tensors is what a real step takes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from egomill.schemas.config import Profile
+from egomill.tasks.training import sizes
+
+CONFIG = {
+    "patch_size": [1, 2, 2], "num_attention_heads": 6, "attention_head_dim": 64, "in_channels": 36, "out_channels": 16, "text_dim": 32,
+    "freq_dim": 64, "ffn_dim": 1536, "num_layers": 4, "rope_max_seq_len": 256,
+}  # fmt: skip
+RECIPE = ["clips.frames=17", "clips.exo_size=[448,256]", "clips.ego_size=256", "train.batch=1", "train.rank=16"]
+MEASURE = """
+import sys, torch
+from diffusers import WanTransformer3DModel
+from egomill.models import attention, egox, lora
+from egomill.schemas.config import Profile
+from egomill.tasks.training import sizes
+torch.set_num_threads(1)
+profile = Profile.load("local", sys.argv[1:])
+model = WanTransformer3DModel(**sizes.transformer_config(profile))
+parameters = lora.add(model, profile.train.rank, profile.train.alpha, profile.train.targets)
+state = attention.install_gga(model)
+if profile.train.gradient_checkpointing:
+    model.enable_gradient_checkpointing()
+model.train()
+given, ego, state.geometry = sizes._inputs(profile, model.config)
+def status(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is of no interest
+before = status("VmRSS")
+egox.velocity(model, given, ego, torch.zeros(1)).square().mean().backward()
+gradients = sum(p.grad.numel() * 4 for p in parameters.values())
+print((status("VmHWM") - before - gradients) / 2**30, sum(p.numel() for p in parameters.values()))
+"""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_memory_of_a_real_step_is_as_counted(tmp_path, checkpointing):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(CONFIG))
+    settings = [*RECIPE, f"model.base='{tmp_path}'", f"train.gradient_checkpointing={str(checkpointing).lower()}"]
+    counted = sizes.step(Profile.load("local", settings))
+    heap = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once: the count knows no fragments
+    out = subprocess.run([sys.executable, "-c", MEASURE, *settings], capture_output=True, text=True, check=True, env=heap).stdout
+    activations, trained = out.split()
+    assert counted["trained"] == int(trained)
+    assert counted["activations_gib"] == pytest.approx(float(activations), rel=0.15)
+
+
+def test_the_paper_s_size_is_counted_without_weights():
+    profile = Profile.load("paper")
+    assert sizes.tokens(profile) == {"frames": 13, "exo": 17836, "ego": 10192, "all": 28028}
+    found = sizes.estimate(profile, tflop_per_second=300)
+    assert found["step"]["parameters"] == pytest.approx(16.4e9, rel=0.01)  # Wan 2.1 I2V 14B with its image branch
+    assert found["step"]["trained"] == 40 * 8 * 2 * 256 * 5120
+    # By hand, a layer: 17.3 TFLOP of linear layers, 16.1 of attention; forward twice (checkpointing), backward 1 and 2.5 times as much.
+    plain = sizes.step(Profile.load("paper", ["model.gga=off"]))
+    assert plain["tflop"] == pytest.approx(40 * (3 * 17.3 + 4.5 * 16.1), rel=0.05)
+    assert found["memory_gib"] < 139  # fits an H200
+    assert found["hours"] > 0
+
+
+def test_sizes_that_nobody_knows_are_refused():
+    with pytest.raises(ValueError, match="not known"):
+        sizes.estimate(Profile.load("paper", ["model.base=somebody/another-model"]))
