@@ -129,7 +129,7 @@ def million(folder: str, count: int) -> dict[str, float]:
             "captions",
             [{"clip_id": r["clip_id"], "fingerprint": fp, "content": fp, "text": ""} for r, fp in zip(rows, made, strict=True)],
         )
-        add(lake, "latents", [{"clip_id": r["clip_id"], "model": "m", "content": ""} for r in rows])
+        add(lake, "latents", [{"clip_id": r["clip_id"], "model": "m", "name": "ego", "content": ""} for r in rows])
     before = peak()
     ask, ledger = timed(pending, stage, lake)
     assert (len(ledger), set(ledger["state"].to_pylist())) == (count, {"current"})

@@ -113,13 +113,9 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "captions": _derived("clip_id", text=_S, source=_S),
     "latents": _derived(
-        "clip_id model",
-        exo=TENSOR,  # [16, f, h, w] float16, normalised
-        prior=TENSOR,
-        ego=TENSOR,
-        cover=TENSOR,  # [4, f, h, w] float16: what of each latent cell the prior covers
-        text=TENSOR,  # [tokens, dim]
-        image=TENSOR,  # [tokens, dim] or null where the model takes none
+        "clip_id model name",  # name: what of the clip it is, in the method's words (models/method.py): exo, prior, ego, text, ...
+        names=_L,  # of all rows that the clip has of this model: where one is missing, all are made again
+        tensor=TENSOR,  # float16: normalised latents [C, f, h, w], embeddings [tokens, dim], ...
     ),
     "generations": _derived("clip_id adapter", video=_BYTES, seed=_I, sampler=_S, seconds=_F),
     "scores": _derived("clip_id adapter metric", value=_F, why=_S),
@@ -197,6 +193,7 @@ def take_of(table: str, key: tuple[str, ...]) -> str:
     return key[0].rsplit(".", 2)[0] if table == "failures" or KEYS[table][0] == "clip_id" else ""  # UID.CAMERA.START
 
 
+LONG = ("latents",)  # of one value a row: what is read of them are names of rows, not columns
 RELEASED = ("takes", "clips", "depth", "priors", "directions", "captions", "latents")  # what a release pins
 
 

@@ -92,7 +92,10 @@ def test_a_mistyped_lake_is_an_error_that_names_it_and_nothing_is_made(tmp_path,
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory) -> Lake:
     lake = Lake(str(tmp_path_factory.mktemp("asked")))
-    rows = {"clips": [{"clip_id": "t.cam01.0", "take_uid": "t", "split": "train"}], "latents": [{"clip_id": "t.cam01.0", "model": "m"}]}
+    rows = {
+        "clips": [{"clip_id": "t.cam01.0", "take_uid": "t", "split": "train"}],
+        "latents": [{"clip_id": "t.cam01.0", "model": "m", "name": "ego"}],
+    }
     with recorded(lake, "rebuild", Profile.load("local")) as run:
         for table, some in rows.items():
             lake.upsert(table, some)

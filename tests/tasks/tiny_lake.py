@@ -17,7 +17,7 @@ from egomill.schemas.fingerprint import content_of
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import NO_CONTENT, as_stored
 from egomill.schemas.tensors import pack, pack_depth
-from egomill.tasks.lake.stage import Stage, finished
+from egomill.tasks.lake.stage import Stage, finished, handed, read_rows
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.media import video
 
@@ -120,10 +120,8 @@ def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
     """A stage's worker without Ray, and its rows into the lake."""
     worker, made = stage.worker(), []
     for key in keys:
-        row = {}
-        for i, (table, columns) in enumerate(stage.reads.items()):
-            row[table] = lake.rows(table, [key], dict.fromkeys(("clip_id", *columns)), where=stage.where if i == 0 else "")[0]
-        result = worker(row)
+        rows, _ = read_rows(lake, stage.reads, {table: lake.version(table) for table in stage.reads}, [key], stage.where)
+        result = worker(handed(stage.reads, rows[key]))
         assert not isinstance(result, Rejected)
         made += [{**r, "fingerprint": "f", "run_id": "run"} for r in finished(stage, key, result)]
     lake.upsert(stage.name, made)

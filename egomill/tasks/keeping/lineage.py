@@ -55,7 +55,7 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if asked else []
     derived = {}
     for table in ("depth", "priors", "directions", "captions", "latents"):
-        derived[table] = [r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])]
+        derived[table] = list(dict.fromkeys(r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])))
     return {
         "clip": {k: clip[k] for k in ("clip_id", "take_uid", "take_name", "split", "exo_cam", "start", "why", "fingerprint")},
         "derived": derived,

@@ -32,8 +32,8 @@ def rederive(
         worker = stage.worker()
         for key in keys:
             try:
-                row = items[key].row if items is not None else read_rows(stage, lake, versions, [key])[0][key]
-                result = worker(handed(stage, row))
+                row = items[key].row if items is not None else read_rows(lake, stage.reads, versions, [key], stage.where)[0][key]
+                result = worker(handed(stage.reads, row))
                 yield key, result if isinstance(result, Rejected) else finished(stage, key, result)
             except Exception as error:
                 yield key, error

@@ -35,7 +35,7 @@ from egomill.schemas.config import Resources
 from egomill.schemas.fingerprint import check_code, code_parts, content_of, digest
 from egomill.schemas.item import Item
 from egomill.schemas.outcome import Rejected, Report, StageFailed
-from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES, as_stored
+from egomill.schemas.tables import KEYS, LONG, NO_CONTENT, TABLES, as_stored
 from egomill.tasks.lake import recipes
 from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
 from egomill.tasks.lake.watch import Journal, Watch
@@ -53,7 +53,8 @@ STATES = ("current", "rejected", "failed", "blocked", "pending", "gone")
 
 @dataclass(frozen=True)
 class Stage:
-    """What makes a table. `reads` names tables and columns; the first is iterated, and the worker gets {table: {column: value}}."""
+    """What makes a table. `reads` names tables and columns, of `LONG` tables the names of rows; the first is iterated, and the worker gets
+    {table: {column: value}}."""
 
     name: str
     reads: dict[str, tuple[str, ...]]
@@ -204,7 +205,7 @@ def pending(
     """
     versions = {table: lake.version(table) for table in stage.reads} if versions is None else versions
     wanted, every = _wanted(stage, lake, versions, keys, items)
-    made = _by_key(lake.read(stage.name, [stage.parent, "fingerprint"], stage.mine), "made")
+    made = _made(stage, lake)
     past = lake.read("failures", ["key", "fingerprint", "status", "reason", "attempt"], one_of("stage", [stage.id]))
     past = past.rename_columns(["key", "tried", "status", "reason", "attempt"])
     found = wanted.join(made, "key").join(past, "key").sort_by("key")
@@ -233,12 +234,12 @@ def _wanted(
         missing = pa.nulls(len(items), pa.string())
         return pa.table({"key": [i.key for i in items], "fingerprint": made, "inputs": told, "missing": missing}, _WANTED), None
     first, *others = versions
-    inputs = _contents_in(lake, first, versions[first], stage.where)
+    inputs = _contents_in(stage, lake, first, versions[first], stage.where)
     every = inputs.select(["key"])
     if keys is not None:
         inputs = inputs.join(pa.table({"key": pa.array(list(keys), pa.string())}), "key", join_type="left semi")
     for table in others:
-        inputs = inputs.join(_contents_in(lake, table, versions[table]), "key")
+        inputs = inputs.join(_contents_in(stage, lake, table, versions[table]), "key")
     absent = zip(*(pc.is_null(inputs[table]).to_pylist() for table in others), strict=True) if others else ((),) * len(inputs)
     lacking = [", ".join(table for table, gone in zip(others, row, strict=True) if gone) or None for row in absent]
     missing = pa.array(lacking, pa.string())
@@ -250,8 +251,27 @@ def _wanted(
 _WANTED = pa.schema([(name, pa.string()) for name in ("key", "fingerprint", "inputs", "missing")])
 
 
-def _contents_in(lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
-    return _by_key(lake.read(table, [KEYS[table][0], "content"], where, version), table)
+def _contents_in(stage: Stage, lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
+    """(key, `table`): the content of each key's row; of a `LONG` table a digest of those that the stage reads."""
+    if table not in LONG:
+        return _by_key(lake.read(table, [KEYS[table][0], "content"], where, version), table)
+    rows = lake.read(table, [KEYS[table][0], "name", "content"], _and(one_of("name", stage.reads[table]), where), version)
+    by_key: dict[str, list[tuple[str, str]]] = {}
+    for key, *named in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        by_key.setdefault(key, []).append((named[0], named[1]))
+    contents = [digest(*sorted(named)) for named in by_key.values()]
+    return pa.table({"key": pa.array(list(by_key), pa.string()), table: pa.array(contents, pa.string())})
+
+
+def _made(stage: Stage, lake: Lake) -> pa.Table:
+    """(key, `made`): the fingerprint of what each input's row was made with; "" where not all of its rows are there, or they disagree."""
+    if stage.name not in LONG:
+        return _by_key(lake.read(stage.name, [stage.parent, "fingerprint"], stage.mine), "made")
+    rows = lake.read(stage.name, [stage.parent, "fingerprint", "names"], stage.mine)
+    rows = pa.table({"key": rows[0], "fp": rows[1], "of": pc.list_value_length(rows["names"])})
+    found = rows.group_by("key").aggregate([("fp", "min"), ("fp", "max"), ("of", "min"), ("of", "count")])
+    whole = pc.and_(pc.equal(found["fp_min"], found["fp_max"]), pc.equal(found["of_min"], found["of_count"]))
+    return pa.table({"key": found["key"], "made": pc.if_else(pc.fill_null(whole, False), found["fp_max"], "")})
 
 
 def _by_key(rows: pa.Table, name: str) -> pa.Table:
@@ -264,7 +284,12 @@ def _by_key(rows: pa.Table, name: str) -> pa.Table:
 
 
 def _among(stage: Stage, keys: Iterable[str]) -> str:
-    return " AND ".join(filter(None, (one_of(stage.parent, keys), stage.mine)))
+    return _and(one_of(stage.parent, keys), stage.mine)
+
+
+def _and(*conditions: str) -> str:
+    """SQL filters in one; "" is none."""
+    return " AND ".join(f"({condition})" for condition in conditions if condition)
 
 
 # -- what was done -----------------------------------------------------------------------------------------------------
@@ -389,7 +414,7 @@ class Actor:
     def _one(self, row: dict, inputs: dict) -> tuple[list[dict], dict, int]:
         """A row's results, its outcome, and the bytes of the results. A result that does not fit the table is a failure like any other."""
         try:
-            result = self.worker(handed(self.stage, inputs))
+            result = self.worker(handed(self.stage.reads, inputs))
             if isinstance(result, Rejected):
                 return [], {"status": "rejected", "reason": result.reason, "detail": result.detail[:8000]}, 0
             made_by = {"recipe": self.stage.recipe, "inputs": json.loads(row["inputs"]), "run_id": self.run_id}
@@ -411,7 +436,7 @@ class Actor:
                 yield from ((row, row.pop("item")) for row in part)
                 continue
             try:
-                inputs, nbytes = read_rows(self.stage, self.lake, self.versions, [row["key"] for row in part])
+                inputs, nbytes = read_rows(self.lake, self.stage.reads, self.versions, [row["key"] for row in part], self.stage.where)
             except Damaged as error:
                 if len(part) > 1:  # not all of them: one by one
                     size, rows = 1, part + rows
@@ -464,29 +489,47 @@ def heard() -> Iterator[list[tuple[int, str]]]:
         root.removeHandler(ear)
 
 
-def read_rows(stage: Stage, lake: Lake, versions: dict[str, int], keys: list[str]) -> tuple[dict[str, dict], int]:
-    """Each key's whole rows, {key: {table: {column: value}}}, and how many bytes that is. See `handed`."""
+Reads = dict[str, tuple[str, ...]]
+
+
+def read_rows(lake: Lake, reads: Reads, versions: dict[str, int], keys: list[str], where: str = "") -> tuple[dict[str, dict], int]:
+    """Each key's whole rows, {key: {table: {column: value}}}, of `LONG` tables a list of rows; and how many bytes that is. `where` is of
+    the first table. See `handed`."""
     rows: dict[str, dict] = {key: {} for key in keys}
     nbytes = 0
-    for i, table in enumerate(stage.reads):
+    for i, (table, names) in enumerate(reads.items()):
         key = KEYS[table][0]
-        where = " AND ".join(filter(None, (one_of(key, keys), f"({stage.where})" if i == 0 and stage.where else "")))
-        found = lake.read(table, None, where, versions[table])
+        named = one_of("name", names) if table in LONG else ""
+        found = lake.read(table, None, _and(one_of(key, keys), where if i == 0 else "", named), versions[table])
         nbytes += found.nbytes
         for values in found.to_pylist():
-            rows[values[key]][table] = values
+            if table in LONG:
+                rows[values[key]].setdefault(table, []).append(values)
+            else:
+                rows[values[key]][table] = values
     return rows, nbytes
 
 
-def handed(stage: Stage, inputs: dict) -> dict:
-    """What the worker gets of whole rows: the key and the columns that it reads. Damaged where a row is not what was committed."""
-    if not stage.reads:
+def handed(reads: Reads, inputs: dict) -> dict:
+    """What a worker gets of whole rows: the key and the columns that it reads. Damaged where a row is not what was committed."""
+    if not reads:
         return inputs
     if "damaged" in inputs:
         raise inputs["damaged"]
-    for table, row in inputs.items():
-        intact(table, row)
-    return {t: {c: row.get(c) for c in dict.fromkeys((KEYS[t][0], *stage.reads[t]))} for t, row in inputs.items()}
+    for table, found in inputs.items():
+        for row in found if table in LONG else (found,):
+            intact(table, row)
+    whole = {t: opened(t, found, reads[t]) if t in LONG else found for t, found in inputs.items()}
+    return {t: {c: row.get(c) for c in dict.fromkeys((KEYS[t][0], *reads[t]))} for t, row in whole.items()}
+
+
+def opened(table: str, rows: list[dict], wanted: Iterable[str] = ()) -> dict:
+    """Rows of one key of a `LONG` table as one: {key column: key, name: value, ...}. Damaged where one that is wanted is gone."""
+    first, value = KEYS[table][0], TABLES[table].names[-1]
+    lacking = set(rows[0]["names"] or ()) & set(wanted) - {row["name"] for row in rows}
+    if lacking:
+        raise Damaged(f"table {table} has no row {rows[0][first]} {sorted(lacking)[0]} any more: `egomill repair`, then rebuild")
+    return {first: rows[0][first], **{row["name"]: row[value] for row in rows}}
 
 
 def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:

@@ -27,10 +27,10 @@ from egomill.kernels.trajectory import T_shown_sensor
 from egomill.schemas.config import Clips, Ingest, Profile
 from egomill.schemas.fingerprint import code_of, digest, file_sha256
 from egomill.schemas.outcome import REASONS, Rejected
-from egomill.schemas.tables import as_stored
+from egomill.schemas.tables import LONG, as_stored
 from egomill.schemas.tensors import pack, unpack
 from egomill.tasks.lake import runs
-from egomill.tasks.lake.stage import Stage, finished, one_thread
+from egomill.tasks.lake.stage import Stage, finished, handed, one_thread
 from egomill.tasks.media import video, views
 from egomill.tasks.media.trajectory import read_tum
 from egomill.tasks.media.untrusted import Bad, load_json, numbers
@@ -266,13 +266,15 @@ def _depth_files(place: Path, frames: np.ndarray) -> str:
     return digest({file.name: file_sha256(file) for file in files if file.is_file()})
 
 
-def _made(stage: Stage, rows: dict[str, dict], warnings: Sequence[str] = ()) -> dict:
-    """The stage's row, as its table would hand it on. ValueError where it is rejected, with what was odd before: it may be the cause."""
-    result = stage.worker()({table: rows[table] for table in stage.reads})
+def _made(stage: Stage, rows: dict[str, Any], warnings: Sequence[str] = ()) -> Any:
+    """The stage's row, of a `LONG` table all of them, as its table would hold it. ValueError where it is rejected, with what was odd
+    before: it may be the cause."""
+    result = stage.worker()(handed(stage.reads, {table: rows[table] for table in stage.reads}))
     if isinstance(result, Rejected):
         odd = "".join(f"; {warning}" for warning in warnings)
         raise ValueError(f"{stage.name}: {result.reason}, {REASONS[result.reason]}: {result.detail}{odd}")
-    return finished(stage, rows["clips"]["clip_id"], result)[0]
+    made = finished(stage, rows["clips"]["clip_id"], result)
+    return made if stage.name in LONG else made[0]
 
 
 def _told(ask: Callable, *arguments: Any) -> Any:

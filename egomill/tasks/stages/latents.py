@@ -47,7 +47,7 @@ class Encoder:
         self.tokens = model.text_tokens
         self.parts = bases.load(model, "vae", "text", "image")
 
-    def __call__(self, row: dict) -> dict | Rejected:
+    def __call__(self, row: dict) -> list[dict] | Rejected:
         clip = row["clips"]
         try:
             pictures = {"exo": views.read_exo(clip)}
@@ -62,9 +62,11 @@ class Encoder:
             raise ArithmeticError(f"clip {clip['clip_id']}: latents of {', '.join(broken)} are not finite")
         text = self.parts.encode_text([row["captions"]["text"]], self.tokens)[0]
         image = self.parts.encode_image(torch.from_numpy(pictures["exo"][:1]))  # of the exo view: the true ego view is not to be seen
-        packed = {name: _half(latent) for name, latent in latents.items()}
-        cover = _half(cover_cells(torch.from_numpy(valid)[None])[0])
-        return {**packed, "cover": cover, "text": _half(text), "image": None if image is None else _half(image[0])}
+        made = {**latents, "cover": cover_cells(torch.from_numpy(valid)[None])[0], "text": text}
+        if image is not None:
+            made["image"] = image[0]
+        about = {"clip_id": clip["clip_id"], "names": list(made)}
+        return [{**about, "name": name, "tensor": _half(tensor)} for name, tensor in made.items()]
 
 
 def _half(tensor: Tensor) -> dict:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tensors import unpack
-from egomill.tasks.lake.tables import Damaged, Lake, intact
+from egomill.tasks.lake.stage import handed, read_rows
+from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
 
 LATENTS = ("exo", "prior", "ego", "cover", "text", "image")
 DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
+READS = {"latents": LATENTS, "directions": DIRECTIONS}
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
@@ -71,17 +73,13 @@ class Samples:
         wanted = [self.clips[i] for i in indices]
         missing = sorted(set(wanted) - set(self._cache))
         if missing:
-            rows: dict[str, dict] = {clip: {} for clip in missing}
-            for table, where in (("latents", f"model = '{self.model}'"), ("directions", "")):
-                found = {row["clip_id"]: row for row in self.lake.rows(table, missing, None, self.versions[table], where)}
-                for clip in missing:
-                    if clip not in found:
+            rows, _ = read_rows(self.lake, READS, self.versions, missing, one_of("model", [self.model]))
+            for clip, found in rows.items():
+                for table in READS:
+                    if table not in found:
                         raise Damaged(f"table {table} has no row of clip {clip} any more: `egomill repair`, then rebuild")
-                    intact(table, found[clip])
-                    rows[clip] |= found[clip]
-            for clip, row in rows.items():
-                tensors = {c: torch.from_numpy(unpack(row[c])) for c in (*LATENTS, *DIRECTIONS) if row.get(c)}
-                self._cache[clip] = tensors
+                values = {name: value for row in handed(READS, found).values() for name, value in row.items()}
+                self._cache[clip] = {c: torch.from_numpy(unpack(values[c])) for c in (*LATENTS, *DIRECTIONS) if values.get(c)}
         found = [self._cache[clip] for clip in wanted]
         while len(self._cache) > max(self.kept, len(wanted)):
             self._cache.popitem(last=False)

@@ -31,6 +31,10 @@ def add(lake: Lake, table: str, rows: list[dict]) -> None:
     lake.upsert(table, [{**row, "content": content_of(row, NO_CONTENT), "fingerprint": "f"} for row in stored])
 
 
+def tensor(rng: np.random.Generator) -> dict:
+    return pack(rng.random((2, 8, 8)).astype(np.float16))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Lake:
     """A release "first" of six clips with latents, each table of two files, one with a deletion; and a run."""
@@ -40,13 +44,9 @@ def made(tmp_path_factory) -> Lake:
     for some in (CLIPS[:3], CLIPS[3:]):
         add(lake, "clips", [{"clip_id": c, "take_uid": c[:5], "split": "train", "chosen": True} for c in [*some, f"{some[0]}.gone"]])
         lake.commit("clips", None, replace=f"clip_id = '{some[0]}.gone'")
-        for table, names in (("latents", ("exo", "ego")), ("directions", ("centres",))):
-            tensors = [{name: pack(rng.random((2, 8, 8)).astype(np.float16)) for name in names} for _ in some]
-            add(
-                lake,
-                table,
-                [{"clip_id": c, **t, **({"model": "m"} if table == "latents" else {})} for c, t in zip(some, tensors, strict=True)],
-            )
+        named = [(c, n) for c in some for n in ("exo", "ego")]
+        add(lake, "latents", [{"clip_id": c, "model": "m", "name": n, "names": ["exo", "ego"], "tensor": tensor(rng)} for c, n in named])
+        add(lake, "directions", [{"clip_id": c, "centres": tensor(rng)} for c in some])
     with lakes_run(lake) as run:
         releases.publish(lake, run.id, Profile.load("local"), "first")
     return lake
@@ -100,15 +100,15 @@ def test_every_flipped_bit_of_every_file_of_a_release_is_noticed(lake):
 
 def test_no_training_and_no_stage_takes_a_row_with_a_flipped_bit(lake):
     at = releases.get(lake, "first")["tables"]
-    stage = Stage("generations", {"latents": ("exo", "ego"), "clips": ("fps",)}, {}, dict, where="model = 'm'")
+    reads = {"latents": ("exo", "ego"), "clips": ("fps",)}
 
     def trained() -> list[bytes]:
         found = Samples(lake, at, "m", CLIPS[3:]).get(range(3))
         return [sample[name].numpy().tobytes() for sample in found for name in ("exo", "ego", "centres")]
 
     def made_from() -> list[bytes]:
-        rows, _ = read_rows(stage, lake, at, CLIPS[3:])
-        return [handed(stage, rows[clip])["latents"][name] for clip in CLIPS[3:] for name in ("exo", "ego")]
+        rows, _ = read_rows(lake, reads, at, CLIPS[3:], "model = 'm'")
+        return [handed(reads, rows[clip])["latents"][name] for clip in CLIPS[3:] for name in ("exo", "ego")]
 
     file, rng = files(lake, "latents")[-1], random.Random(1)
     good, wholes, refused = file.read_bytes(), (trained(), made_from()), 0
@@ -133,9 +133,9 @@ def test_a_column_that_came_after_a_row_is_no_damage():
 
 
 def test_a_damaged_row_is_named_with_what_to_do(lake):
-    (row,) = lake.rows("latents", CLIPS[:1])
-    lake.upsert("latents", [{**row, "exo": pack(np.zeros((2, 8, 8), np.float16))}])
-    with pytest.raises(Damaged, match=rf"row {CLIPS[0]} m of table latents is not what was committed: `egomill repair`"):
+    (row,) = lake.rows("latents", CLIPS[:1], where="name = 'exo'")
+    lake.upsert("latents", [{**row, "tensor": pack(np.zeros((2, 8, 8), np.float16))}])
+    with pytest.raises(Damaged, match=rf"row {CLIPS[0]} m exo of table latents is not what was committed: `egomill repair`"):
         Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", CLIPS).get([0])
     with pytest.raises(Damaged, match=r"table latents has no row of clip gone any more: `egomill repair`"):
         Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", ["gone"]).get([0])
@@ -173,7 +173,7 @@ def test_files_that_are_gone_or_cut_are_named_at_once_and_their_rows_made_again(
     assert [m["table"] for m in answer["mended"]] == [table]
     assert list(answer["withdrawn"]) == ["first"]
     rest = lake.read(table, ["clip_id"])["clip_id"].to_pylist()
-    assert len(rest) == len(before) - answer["mended"][0]["rows"] == 3
+    assert len(rest) == len(before) - answer["mended"][0]["rows"] == len(before) // 2
     assert told(lake, "status")[0] == 0
     assert verbs.repair(lake.uri)["mended"] == []
     with pytest.raises(ValueError, match=r"was withdrawn on .*: damaged on disk"):
@@ -182,6 +182,13 @@ def test_files_that_are_gone_or_cut_are_named_at_once_and_their_rows_made_again(
     if table == "latents":
         states = pending(stage, lake).to_pylist()
         assert {row["key"] for row in states if row["made"] is None} == set(before) - set(rest)
+
+
+def test_a_clip_that_lacks_some_of_its_rows_is_made_again(lake):
+    stage = Stage("latents", {"clips": ("fps",)}, {}, dict, constants={"model": "m"})
+    lake.commit("latents", None, replace=f"clip_id = '{CLIPS[1]}' AND name = 'ego'")
+    made = {row["key"]: row["made"] for row in pending(stage, lake).to_pylist()}
+    assert made == {clip: "" if clip == CLIPS[1] else "f" for clip in CLIPS}
 
 
 def test_no_release_is_published_of_a_table_whose_file_is_gone(lake):
@@ -202,7 +209,7 @@ def test_a_flipped_bit_that_no_value_shows_is_mended_too(lake):
     data[-1] ^= 1
     path.write_bytes(data)
     answer = verbs.repair(lake.uri)
-    assert [(m["table"], m["rows"]) for m in answer["mended"]] == [("latents", 3)]
+    assert [(m["table"], m["rows"]) for m in answer["mended"]] == [("latents", 6)]
     row = releases.publish(lake, "r", Profile.load("local"), "second")[0]
     assert row["clips"] == 3
     assert verbs.verify_deep(lake.uri, "")["damaged"] == 0
@@ -219,8 +226,8 @@ def test_a_cut_manifest_gives_way_to_the_one_before(lake):
     answer = verbs.repair(lake.uri)
     assert answer["mended"] == [{"table": "latents", "what": "stands at version 2 again", "rows": None}]
     assert list(answer["withdrawn"]) == ["first"]
-    assert lake.count("latents") == 3
-    add(lake, "latents", [{"clip_id": c, "model": "m"} for c in CLIPS[3:]])  # which is called version 3 again
+    assert lake.count("latents") == 6
+    add(lake, "latents", [{"clip_id": c, "model": "m", "name": "exo"} for c in CLIPS[3:]])  # which is called version 3 again
     assert releases.latest(lake) is None
     assert releases.publish(lake, "r", Profile.load("local"), "second")[1]
 
@@ -239,11 +246,11 @@ def test_a_table_made_anew_does_not_answer_for_an_old_release(lake):
     old = releases.get(lake, "first")
     rows = lake.read("latents").to_pylist()
     shutil.rmtree(lake.path("latents"))
-    lake.upsert("latents", rows[:2])
+    lake.upsert("latents", rows[:4])
     with pytest.raises(Damaged, match="release 'first' is damaged"):
         releases.get(lake, "first")
     while lake.version("latents") < old["tables"]["latents"]:
-        lake.upsert("latents", rows[:2])
+        lake.upsert("latents", rows[:4])
     assert {t: lake.version(t) for t in RELEASED} == old["tables"]
     with pytest.raises(Damaged, match="version 3 of table latents holds other rows"):
         releases.get(lake, "first")

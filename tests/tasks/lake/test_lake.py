@@ -16,7 +16,7 @@ from egomill.tasks.lake.tables import Glimpse, Lake, one_of
     [
         ("takes", ("a.b",), "a.b"),
         ("clips", ("a.b.cam01.000000",), "a.b"),
-        ("latents", ("a#b.cam01.000000", "model"), "a#b"),
+        ("latents", ("a#b.cam01.000000", "model", "ego"), "a#b"),
         ("failures", ("a#/data/a", "takes"), "a"),
         ("failures", ("a#b", "clips"), "a#b"),
         ("failures", ("a.cam01.000000", "takes"), "a.cam01.000000"),  # a take may be called like another's clip
@@ -80,7 +80,8 @@ def test_a_release_pins_versions_and_refuses_doubled_keys(tmp_path):
         releases.publish(lake, "r1", profile, "../first")
     assert releases.every(lake) == []
     for table in ("clips", "latents"):
-        lake.upsert(table, [{"clip_id": "take.cam01.0", "model": "m"} if table == "latents" else {"clip_id": "take.cam01.0"}])
+        more = {"model": "m", "name": "ego"} if table == "latents" else {}
+        lake.upsert(table, [{"clip_id": "take.cam01.0", **more}])
     row, new = releases.publish(lake, "r1", profile, "first")
     assert new
     assert releases.publish(lake, "r2", profile) == (releases.get(lake), False)

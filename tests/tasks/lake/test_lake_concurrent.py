@@ -132,9 +132,9 @@ def test_keys_must_be_there_and_stand_once_in_what_is_written(tmp_path):
     with pytest.raises(ValueError, match="without clip_id"):
         lake.write_fragments("captions", [{"text": "x"}])
     with pytest.raises(ValueError, match="twice"):
-        lake.write_fragments("latents", [{"clip_id": "a", "model": "m"}, {"clip_id": "a", "model": "m"}])
-    lake.commit("latents", lake.write_fragments("latents", [{"clip_id": "a", "model": m} for m in "mn"]))
-    lake.commit("latents", lake.write_fragments("latents", [{"clip_id": "a", "model": "n", "fingerprint": "new"}]))
+        lake.write_fragments("latents", [{"clip_id": "a", "model": "m", "name": "ego"}] * 2)
+    lake.commit("latents", lake.write_fragments("latents", [{"clip_id": "a", "model": m, "name": "ego"} for m in "mn"]))
+    lake.commit("latents", lake.write_fragments("latents", [{"clip_id": "a", "model": "n", "name": "ego", "fingerprint": "new"}]))
     assert sorted((r["model"], r["fingerprint"]) for r in lake.read("latents").to_pylist()) == [("m", None), ("n", "new")]
 
 

@@ -28,7 +28,7 @@ def page(tmp_path_factory):
     profile = Profile.load("local")
     tracker = Tracker.beside(lake.uri)
     made = {"fingerprint": "f", "run_id": "run"}
-    lake.upsert("latents", [{**made, "clip_id": i, "model": "embedded"} for i in ids])
+    lake.upsert("latents", [{**made, "clip_id": i, "model": "embedded", "name": "ego"} for i in ids])
     run = Run(lake, "nightly", profile)
     run.reports = [Report("clips", inputs=3, outputs=2, rejected=1), Report("generations/egox@v1", inputs=3, outputs=3, computed=3)]
     run.reports[0].reasons["too_short"] = 1

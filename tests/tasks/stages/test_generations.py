@@ -14,7 +14,6 @@ import pytest
 
 from egomill.schemas.config import Profile, Resources
 from egomill.schemas.outcome import StageFailed
-from egomill.schemas.tables import TABLES
 from egomill.tasks.lake.stage import Stage, run
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.stages import generations, latents
@@ -49,8 +48,8 @@ def test_eighteen_videos_and_two_failures(tmp_path, ray_cluster):
     keys = tiny_lake.build(lake, clips=CLIPS, takes=4, held_out=CLIPS)
     profile = Profile.load("local", [f"model.base='{tiny_lake.base(tmp_path / 'base')}'"])
     run_here(lake, latents.stage(profile), keys)
-    (row,) = lake.rows("latents", [keys[POISON]], [f.name for f in TABLES["latents"]])
-    lake.upsert("latents", [{**row, "prior": {**row["prior"], "data": row["prior"]["data"][:-7]}}])
+    (row,) = lake.rows("latents", [keys[POISON]], where="name = 'prior'")
+    lake.upsert("latents", [{**row, "tensor": {**row["tensor"], "data": row["tensor"]["data"][:-7]}}])
     stage = sabotaged(generations.stage(profile, "base"), keys[HANGS], keys[KILLS], tmp_path / "killed")
     strict = Resources(shard=5, cpus={"generations": 1.0}, timeouts={"generations": 20.0}, attempts=1, failure_threshold=0.05)
 

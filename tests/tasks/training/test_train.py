@@ -148,9 +148,9 @@ def poisoned(lake, profile, release, which, name):
     """A release in which latents of some training clips are not finite; (release, training clips)."""
     revision = bases.revision(profile.model)
     clips = samples.clips_of(lake, release["tables"], revision, ("train",))
-    rows = lake.rows("latents", [clips[i] for i in which], where=f"model = '{revision}'")
+    rows = lake.rows("latents", [clips[i] for i in which], where=f"model = '{revision}' AND name = 'ego'")
     for row in rows:
-        row["ego"] = pack(unpack(row["ego"]) * np.float16("nan"))
+        row["tensor"] = pack(unpack(row["tensor"]) * np.float16("nan"))
         row["content"] = content_of(row, NO_CONTENT)
     lake.upsert("latents", rows)
     return releases.publish(lake, "run", profile, name)[0], clips
@@ -220,8 +220,9 @@ def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
 def test_a_damaged_row_ends_the_training_by_name(built, ray_cluster, monkeypatch):
     monkeypatch.setattr(train, "RESTARTS", 0)
     lake, keys, profile, release, tracker = built
-    (row,) = lake.rows("latents", keys[:1])
-    lake.upsert("latents", [{**row, "ego": row["exo"]}])  # other values, under the digest of those that were committed
+    (row,) = lake.rows("latents", keys[:1], where="name = 'ego'")
+    other = pack(unpack(row["tensor"]) + 1)
+    lake.upsert("latents", [{**row, "tensor": other}])  # under the digest of the values that were committed
     damaged = {**release, "name": "damaged", "tables": {**release["tables"], "latents": lake.version("latents")}}
     with pytest.raises(Damaged, match=f"row {keys[0]} .* of table latents is not what was committed: `egomill repair`"):
         train.train(lake, damaged, with_(profile, batch=4), tracker, "night")
