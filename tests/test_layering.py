@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "egomill"
 MAY = {
-    "flows": {"tasks", "scenes", "schemas"},
+    "flows": {"tasks", "models", "scenes", "schemas"},
     "tasks": {"models", "kernels", "schemas", "scenes"},
     "models": {"kernels", "schemas"},
     "kernels": set(),

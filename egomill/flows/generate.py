@@ -8,6 +8,7 @@ from pathlib import Path
 from prefect import flow
 
 from egomill.flows.steps import make
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.lake.runs import Run, recorded
 from egomill.tasks.lake.tables import Lake
@@ -47,7 +48,7 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
     with recorded(Lake(lake), "evaluate", settings_, "egomill.flows.generate") as run:
         spec, _ = resolve(run.lake.uri, adapter, tracking)
         score(run, spec)
-        return gate.compare(run.lake, [*(a for a in (*REFERENCES, "base") if a != spec), spec])
+        return gate.compare(run.lake, [*(a for a in (*of(settings_).references, "base") if a != spec), spec])
 
 
 def by_request(

@@ -15,20 +15,15 @@ from egomill.tasks.lake.runs import recorded
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, ask
 from egomill.tasks.media import sources
-from egomill.tasks.stages import captions, clips, depth, directions, latents, priors, takes
+from egomill.tasks.networks import configs
+from egomill.tasks.stages import clips, of_method, takes
 
 
 def stages(profile: Profile) -> list[Stage]:
-    """What a rebuild makes, in its order: takes, their clips, and what is derived from each chosen clip."""
-    return [
-        takes.stage(profile),
-        clips.stage(profile),
-        depth.stage(profile),
-        priors.stage(profile),
-        directions.stage(profile),
-        captions.stage(profile),
-        latents.stage(profile),
-    ]
+    """What a rebuild makes, in its order: takes, their clips, and what the method asks for of each chosen clip. ValueError where base,
+    sizes and method do not go together."""
+    configs.check(profile)
+    return [takes.stage(profile), clips.stage(profile), *of_method(profile)]
 
 
 def takes_in(lake: Lake, sources_: list[str], allow: tuple[str, ...]) -> list[Item]:

@@ -7,8 +7,9 @@ from functools import partial
 
 from prefect import flow
 
-from egomill.flows.generate import HELD_OUT, REFERENCES, score
+from egomill.flows.generate import HELD_OUT, score
 from egomill.flows.steps import do, link, make, say
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.heartbeat import alive
@@ -28,12 +29,12 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
     Returns {adapter, trained, promoted, why, comparison}.
     """
     settings_ = Profile.load(profile, settings or [])
-    tracker = Tracker.of(tracking, lake)
+    method, tracker = of(settings_), Tracker.of(tracking, lake)
     with recorded(Lake(lake), "retrain", settings_) as run:
         for left, starter in tracker.running().items():
             if not alive(run.lake, starter):
                 tracker.end(left, "FINISHED" if tracker.registered(left) else "KILLED")
-        tracker.settle(settings_.train.method)
+        tracker.settle(method.name)
         source = releases.get(run.lake, release)
         run.release_in = source["name"]
         candidate = train.existing(source, settings_, tracker)
@@ -53,10 +54,10 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
                 say(f"{spec} generates nothing more, and is compared by what it generated before: {misfit}", "yellow", logging.WARNING)
                 continue
             make(run, generations.stage(settings_, spec, folder, partial(tracker.folder, spec)), keys=held_out)
-        for spec in (*folders, *REFERENCES):
+        for spec in (*folders, *method.references):
             score(run, spec)
 
-        comparison = gate.compare(run.lake, [*REFERENCES, *folders])
+        comparison = gate.compare(run.lake, [*method.references, *folders])
         promoted, why = do("gate", gate.decide, run.lake, candidate, champion)
         if promoted:
             tracker.promote(candidate, why)

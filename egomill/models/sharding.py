@@ -16,16 +16,17 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(transformer: nn.Module) -> None:
-    """Cut a transformer up among the workers of the default process group, in place, block by block.
+def shard(net: nn.Module) -> None:
+    """Cut each part of a net up among the workers of the default process group, in place, a transformer block by block.
 
     Every block is gathered when it is needed. Make optimisers afterwards: the parameters are other objects now. Arithmetic keeps the
     parameters' own dtypes (autocast does the rest), so that sharded training computes what whole training does.
     """
     keep = MixedPrecisionPolicy()
-    for block in transformer.blocks:  # type: ignore[union-attr]
-        fully_shard(block, mp_policy=keep)
-    fully_shard(transformer, mp_policy=keep)
+    for part in net.children():
+        for block in getattr(part, "blocks", ()):
+            fully_shard(block, mp_policy=keep)
+        fully_shard(part, mp_policy=keep)
 
 
 @contextmanager

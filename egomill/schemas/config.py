@@ -43,9 +43,9 @@ class Ingest(Section):
 class Clips(Section):
     """Which windows of which cameras become clips, and at what size."""
 
-    frames: int = 9  # 4n + 1
+    frames: int = 9  # tn + 1, t being the frames of a latent frame of the base: 4n + 1
     fps: float = 10.0
-    exo_size: tuple[int, int] = (224, 128)  # width, height in px, multiples of 16
+    exo_size: tuple[int, int] = (224, 128)  # width, height in px, multiples of the base's token: 16
     ego_size: int = 128  # px, square
     hop: float = 1.0  # seconds between window starts
     exo_cameras: int = Field(default=1, ge=1)  # the best so many views of a window become clips of their own
@@ -65,8 +65,8 @@ class Clips(Section):
 
     @model_validator(mode="after")
     def _sizes(self) -> Clips:
-        if (self.frames - 1) % 4 or any(n % 16 for n in (*self.exo_size, self.ego_size)):
-            raise ValueError("a clip has 4n + 1 frames and sides that are multiples of 16 px")
+        if min(self.frames, *self.exo_size, self.ego_size) < 1:
+            raise ValueError("a clip has a positive number of frames, and sides of a positive number of px")
         return self
 
 
@@ -118,7 +118,7 @@ class Model(Section):
 
 
 class Train(Section):
-    method: Literal["egox"] = "egox"
+    method: str = "egox"  # a module of egomill/models with a METHOD, or the dotted name of one elsewhere
     rank: int = 64
     alpha: int = 64
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import sys
 from collections.abc import Container
 from functools import cache
 from pathlib import Path
@@ -61,19 +62,19 @@ def _feed(seen: Any, value: Any) -> None:
         seen.update(b"%s%d:" % (b"b" if isinstance(value, bytes) else b"j", len(data)) + data)
 
 
-def code_of(module: str) -> str:
-    """The hash of `module` and of our modules that it reaches."""
-    return digest(code_parts(module))
+def code_of(*modules: str) -> str:
+    """The hash of these modules and of our modules that they reach."""
+    return digest(code_parts(*modules))
 
 
-def code_parts(module: str) -> dict[str, str]:
-    """{module: hash of its syntax tree} of `module` and of our modules that it reaches."""
-    return {name: _tree_hash(name) for name in sorted(reaches(module))}
+def code_parts(*modules: str) -> dict[str, str]:
+    """{module: hash of its syntax tree} of these modules and of our modules that they reach."""
+    return {name: _tree_hash(name) for name in sorted(frozenset().union(*map(reaches, modules)))}
 
 
-def check_code(of: str, parts: dict[str, str]) -> None:
-    """RuntimeError where the modules that `of` reaches are not those of `code_parts`, from another process."""
-    here = code_parts(of)
+def check_code(parts: dict[str, str], *modules: str) -> None:
+    """RuntimeError where what these modules reach is not what `code_parts` of another process says."""
+    here = code_parts(*modules)
     others = sorted(name for name in parts.keys() | here.keys() if parts.get(name) != here.get(name))
     if others:
         where = Path(__file__).parent.parent
@@ -82,7 +83,7 @@ def check_code(of: str, parts: dict[str, str]) -> None:
 
 @cache
 def reaches(module: str) -> frozenset[str]:
-    """The modules of this package that `module` imports, directly or not, with itself."""
+    """The modules of this package that `module` imports, directly or not, with itself, which may be a user's own."""
     seen: set[str] = set()
     todo = [module]
     while todo:
@@ -95,10 +96,11 @@ def reaches(module: str) -> frozenset[str]:
 
 @cache
 def _source(module: str) -> str | None:
-    """The text of a module of this package, None for what is no module of it. Found by its path: `find_spec` would run what lies above."""
+    """The text of a module, None for what has none. One of this package is found by its path: `find_spec` would run what lies above."""
     package, *names = module.split(".")
-    if package != PACKAGE:
-        return None
+    if package != PACKAGE:  # a stage or a method of a user's own
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return Path(file).read_text() if file and file.endswith(".py") else None
     path = Path(__file__).parent.parent.joinpath(*names)
     file = next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
     return file.read_text() if file else None

@@ -9,8 +9,10 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from egomill.models import egox, lora
+from egomill.models.layout import Layout
 
 F, H, EXO, EGO = 3, 4, 6, 4
+LAYOUT = Layout(channels=16, temporal=4, spatial=8, patch=2, inputs=36)
 
 
 def tiny() -> WanTransformer3DModel:
@@ -55,7 +57,7 @@ def test_cover_cells_counts_pixels_by_frame():
     valid = torch.zeros(1, 9, 16, 8, dtype=torch.bool)
     valid[0, 0, :8] = True  # frame 0 stands for all four of its cell
     valid[0, 6, 8:12] = True  # the second of latent frame 2
-    cells = egox.cover_cells(valid)
+    cells = egox.cover_cells(valid, LAYOUT)
     assert cells.shape == (1, 4, 3, 2, 1)
     assert cells[0, :, 0, 0, 0].tolist() == [1, 1, 1, 1]
     assert cells[0, :, 2, 1, 0].tolist() == [0, 0.5, 0, 0]
@@ -187,7 +189,7 @@ def test_stock_pipeline_class_takes_the_adapter_with_its_alpha(tmp_path):
             if "lora_B" in name:
                 p.normal_(0, 0.1)
     wanted = egox.velocity(model, given(), given().prior, torch.ones(2))
-    adapters.save(lora.state(model), lora.config(model), tmp_path, {"base_revision": "x"})
+    adapters.save(lora.state(model), lora.config(model), {}, tmp_path, {"base_revision": "x"})
     fresh = tiny()
     fresh.load_lora_adapter(str(tmp_path), weight_name=adapters.WEIGHTS, prefix="transformer", local_files_only=True)
     assert [c.lora_alpha for c in fresh.peft_config.values()] == [8]

@@ -63,6 +63,7 @@ class Stage:
     weights: str = ""
     constants: dict[str, str] = field(default_factory=dict)  # further key columns, the same for all rows
     where: str = ""  # SQL filter on the first table; name a table of several keys first, and pick one of its rows a clip here
+    also: tuple[str, ...] = ()  # modules beside the worker's whose code makes the rows, and that it does not import: a method's
 
     @property
     def id(self) -> str:
@@ -87,7 +88,7 @@ class Stage:
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
         """What makes every row of the stage: what is read, settings, code, weights, the shape of the table."""
-        made = {"stage": self.name, "reads": list(self.reads), "config": self.config, "code": code_parts(self.module)}
+        made = {"stage": self.name, "reads": list(self.reads), "config": self.config, "code": code_parts(self.module, *self.also)}
         made |= {"weights": self.weights, "columns": str(TABLES[self.name]), "constants": self.constants}
         return json.loads(json.dumps(made))  # tuples as lists, as the lake gives them back
 
@@ -388,7 +389,7 @@ class Actor:
         seconds = resources.timeouts.get(stage.name, resources.timeout)
         self.watch = Watch(Path(tempfile.gettempdir()) / f"egomill-{me}.words", ask, seconds, resources.timeout_per_second)
         self.watch.making(f"worker {me}")
-        check_code(stage.module, stage.parts["code"])  # which the driver wrote down
+        check_code(stage.parts["code"], stage.module, *stage.also)  # which the driver wrote down
         self.worker = stage.worker()
         self.watch.made(f"worker {me}")
 

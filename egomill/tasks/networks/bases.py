@@ -9,7 +9,8 @@ import torch
 
 from egomill.models.egox import IMAGE_BRANCH_TEXT, image_branch
 from egomill.schemas.config import Model
-from egomill.tasks.networks.weights import Base, Parts, transformer_config
+from egomill.tasks.networks.configs import part_config, resolve
+from egomill.tasks.networks.weights import Base, Parts
 
 SHORT = 16  # hex digits of a revision that tables and adapters carry
 
@@ -30,7 +31,7 @@ def revision(model: Model) -> str:
 
 @lru_cache(maxsize=8)
 def _image_branch(base: str, wanted: str) -> bool:
-    return image_branch(transformer_config(Base(base, wanted or None).folder))
+    return image_branch(part_config(str(resolve(base, wanted or None)), "transformer"))
 
 
 @lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EMBEDDED = Path(__file__).parents[2] / "assets" / "base"
+from egomill.tasks.networks.configs import resolve
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,6 @@ def encode_text(tokenizer: Any, text_encoder: Any, texts: list[str], tokens: int
     return text_encoder(ids, mask).last_hidden_state * mask[..., None].to(text_encoder.dtype)
 
 
-def resolve(base: str, revision: str | None = None) -> Path:
-    """The folder of a base: "embedded", a folder, or a hub id (which alone may download). ValueError where there is nothing of the kind."""
-    folder = EMBEDDED if base == "embedded" else Path(base)
-    if (folder / "model_index.json").is_file():
-        return folder
-    if base == "embedded" or folder.exists() or len(folder.parts) != 2:
-        raise ValueError(f"{folder} is no folder with a model_index.json")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    return Path(snapshot_download(base, revision=revision or None, allow_patterns=patterns))
-
-
 def digest(folder: Path) -> str:
     """sha256 over the names and contents of a folder's safetensors and configs (records and READMEs do not count)."""
     total = hashlib.sha256()
@@ -76,12 +63,6 @@ def digest(folder: Path) -> str:
         with path.open("rb") as file:
             total.update(f"{path.relative_to(folder).as_posix()}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def transformer_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a base's transformer; {} where its folder has none."""
-    path = folder / "transformer" / "config.json"
-    return {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")} if path.is_file() else {}
 
 
 class Base:

@@ -24,6 +24,7 @@ import torch
 from egomill.kernels.cameras import Camera, aria_rgb
 from egomill.kernels.poses import from_rt, is_rigid
 from egomill.kernels.trajectory import T_shown_sensor
+from egomill.models.method import of
 from egomill.schemas.config import Clips, Ingest, Profile
 from egomill.schemas.fingerprint import code_of, digest, file_sha256
 from egomill.schemas.outcome import REASONS, Rejected
@@ -34,9 +35,9 @@ from egomill.tasks.lake.stage import Stage, finished, handed, one_thread
 from egomill.tasks.media import video, views
 from egomill.tasks.media.trajectory import read_tum
 from egomill.tasks.media.untrusted import Bad, load_json, numbers
-from egomill.tasks.networks import bases
+from egomill.tasks.networks import bases, configs
 from egomill.tasks.pages import plausible
-from egomill.tasks.stages import captions, depth, directions, generations, latents, priors
+from egomill.tasks.stages import depth, generations, of_method
 from egomill.tasks.stages.clips import exo_view, stride_of
 from egomill.tasks.stages.takes import annotated_exo, check_lens, check_reach
 from egomill.tasks.training import adapters
@@ -76,16 +77,19 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         raise ValueError(f"{out}: a file in a folder that is there, and .mp4, is asked for")
     if {path.resolve() for path in (out, record, sheet)} & {path.resolve() for path in inputs.values()}:
         raise ValueError(f"{out}, {record.name} or {sheet.name} beside it would replace what the request reads")
-    stages = [priors.stage(profile), directions.stage(profile), latents.stage(profile), generations.stage(profile, adapter, folder)]
+    configs.check(profile)
+    stages = [*of_method(profile), generations.stage(profile, adapter, folder)]
     with one_thread():
         rows, told = judged(profile, request)
-        rows["captions"] = {"text": request.prompt, "source": "given"} if request.prompt else _made(captions.stage(profile), rows)
+        if request.prompt:
+            rows["captions"] = {"text": request.prompt, "source": "given"}
         for stage in stages:
-            rows[stage.name] = _made(stage, rows, told["warnings"])
+            if stage.name not in rows:
+                rows[stage.name] = _made(stage, rows, told["warnings"])
     record.unlink(missing_ok=True)  # one that lies there is of the video beside it
     out.write_bytes(video.for_browser(video.decode(rows["generations"]["video"]), rows["clips"]["fps"]))
     sheet.write_bytes(plausible.picture(rows))
-    clip, prior, made = rows["clips"], rows["priors"], rows["generations"]
+    clip, made = rows["clips"], rows["generations"]
     answer = {
         "video": {"path": str(out), "sha256": file_sha256(out), "fps": clip["fps"], "frames": clip["frames"]},
         "picture": {"path": str(sheet), "sha256": file_sha256(sheet)},
@@ -97,17 +101,15 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         "seed": profile.generate.seed,
         "noise_seed": made["seed"],
         **json.loads(made["sampler"]),
-        "prompt": rows["captions"]["text"],
-        "prompt_source": rows["captions"]["source"],
+        **({"prompt": rows["captions"]["text"], "prompt_source": rows["captions"]["source"]} if "captions" in rows else {}),
         "window": {name: clip[name] for name in ("clip_id", "start", "stride", "exo_crop")},
         "cameras": {
             "exo": views.exo_camera(clip).to_dict(),
             "ego": views.ego_camera(clip).to_dict(),
             "T_world_exo": unpack(clip["T_world_exo"]).tolist(),
         },
-        "depth": {**json.loads(rows["depth"]["estimator"]), "files": clip["depth_path"]},
-        "depth_known": rows["depth"]["known"],
-        "coverage": prior["coverage"],
+        **_depth_of(rows),
+        **({"coverage": rows["priors"]["coverage"]} if "priors" in rows else {}),
         "inputs": {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items() if name != "depth"},
         "fov": request.fov,
         "depth_focal": request.depth_focal,
@@ -120,13 +122,22 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
 
 
 def judged(profile: Profile, request: Request) -> tuple[dict[str, dict], dict]:
-    """The rows of `clips` and `depth`, and what they were found to be: {"path", "checks", "warnings"}. ValueError on what cannot be."""
+    """The rows of `clips` and, where the method asks for it, of `depth`, and what they were found to be: {"path", "checks", "warnings"}.
+    ValueError on what cannot be."""
     clip, path = _told(asked, profile.clips, request, profile.ingest)
     rows, found = {"clips": clip}, [plausible.of_path(clip), _told(plausible.of_camera, clip)]
-    rows["depth"] = _made(depth.stage(profile), rows, _warnings(found))
-    found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
+    if "depth" in of(profile).stages:
+        rows["depth"] = _made(depth.stage(profile), rows, _warnings(found))
+        found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
     checks = {name: value for measured, _ in found for name, value in measured.items()}
     return rows, {"path": path, "checks": checks, "warnings": _warnings(found)}
+
+
+def _depth_of(rows: dict[str, dict]) -> dict:
+    if "depth" not in rows:
+        return {}
+    made_by = json.loads(rows["depth"]["estimator"])
+    return {"depth": {**made_by, "files": rows["clips"]["depth_path"]}, "depth_known": rows["depth"]["known"]}
 
 
 def _warnings(found: list[tuple[dict, list[str]]]) -> list[str]:
@@ -243,6 +254,8 @@ def _pose(path: Path) -> list:
 
 def _with_depth(profile: Profile, request: Request) -> Profile:
     """The profile, with files named in the request before a network named in the profile."""
+    if "depth" not in of(profile).stages:
+        return profile
     if request.depth:
         return profile.model_copy(update={"depth": profile.depth.model_copy(update={"monocular": depth.SIDECAR, "monocular_revision": ""})})
     if profile.depth.monocular == depth.SIDECAR:

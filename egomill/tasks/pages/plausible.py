@@ -199,7 +199,8 @@ def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
 
 
 def picture(rows: dict[str, dict], height: int = 300) -> bytes:
-    """PNG: the exo view with the head and its axes drawn in, its depth, the prior and the result, for the first, middle and last frame."""
+    """PNG: the exo view with the head and its axes drawn in, depth and prior where the method has them, and the result, for the first,
+    middle and last frame."""
     clip = rows["clips"]
     camera = views.exo_camera(clip)
     camera = camera.rescale(round(camera.width * height / camera.height), height)
@@ -217,12 +218,11 @@ def picture(rows: dict[str, dict], height: int = 300) -> bytes:
             cv2.circle(frame, points[0], 4, (255, 255, 255), 2, cv2.LINE_AA)
         told = f"frame {number}" + ("" if inside[0] else ": the head is not in this picture")
         cv2.putText(frame, told, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
-    holes, valid, _ = views.read_prior(clip, rows["priors"])
-    depth = unpack_depth(rows["depth"]["depth"])
-    shown = {
-        "exo, head": exo,
-        "depth": np.stack([stills.depth_picture(z) for z in depth]),
-        "prior": stills.show_holes(holes, valid),
-        "result": video.decode(rows["generations"]["video"]),
-    }
+    shown = {"exo, head": exo}
+    if "depth" in rows:
+        shown["depth"] = np.stack([stills.depth_picture(z) for z in unpack_depth(rows["depth"]["depth"])])
+    if "priors" in rows:
+        holes, valid, _ = views.read_prior(clip, rows["priors"])
+        shown["prior"] = stills.show_holes(holes, valid)
+    shown["result"] = video.decode(rows["generations"]["video"])
     return stills.png(stills.contact_sheet(shown, [0, len(exo) // 2, len(exo) - 1], height))

@@ -1,1 +1,15 @@
 """One file a table, named by the table that it makes. No stage file imports another: they meet in a table."""
+
+from __future__ import annotations
+
+import importlib
+
+from egomill.models.method import of
+from egomill.schemas.config import Profile
+from egomill.tasks.lake.stage import Stage
+
+
+def of_method(profile: Profile) -> list[Stage]:
+    """What the profile's method asks for of a chosen clip, in its order: modules beside this one, or a user's own by dotted names."""
+    modules = (name if "." in name else f"{__name__}.{name}" for name in of(profile).stages)
+    return [importlib.import_module(name).stage(profile) for name in modules]

@@ -14,42 +14,40 @@ from pathlib import Path
 
 import torch
 
-from egomill.models import attention, batch, egox
+from egomill.models.codec import to_frames
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tensors import unpack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.media import video
-from egomill.tasks.networks import bases
-from egomill.tasks.training import adapters
-
-LATENTS = ("exo", "prior", "cover", "text", "image")
-DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
+from egomill.tasks.networks import bases, configs
+from egomill.tasks.training import adapters, samples
 
 
 def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], str] | None = None) -> Stage:
     """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training.
 
     `fetch` brings the files to a machine that has no such folder, and says where they lie there. ValueError where the adapter is for
-    another base or other directions.
+    another base or method, or for other rows.
     """
-    revision = bases.revision(profile.model)
-    settings = profile.model.model_dump(include={"mask", "gga", "lambda_g", "text_tokens"})
+    revision, method = bases.revision(profile.model), of(profile)
+    configs.check(profile)
     if folder:
         about = adapters.describe(folder)
-        settings = {name: about[name] for name in settings}
         if why := adapters.misfit(about, profile, revision):
             raise ValueError(f"adapter {adapter} cannot be used here: {why}")
+        profile = method.following(profile, about)
     sampler = profile.generate.model_dump(exclude={"baseline"})
     return Stage(
         name="generations",
-        reads={"latents": LATENTS, "directions": DIRECTIONS, "clips": ("fps",)},
-        config={**settings, "sampler": sampler},
-        worker=partial(Generator, profile, settings, folder, fetch),
+        reads={**method.given, "clips": ("fps",)},
+        config={**profile.model.model_dump(include=set(method.follows)), "sampler": sampler},
+        worker=partial(Generator, profile, folder, fetch),
         weights=revision + (adapters.sha256(folder) if folder else ""),
         constants={"adapter": adapter},
         where=f"model = '{revision}'",
+        also=(method.module,),
     )
 
 
@@ -61,41 +59,31 @@ def seed_of(seed: int, clip_id: str) -> int:
 class Generator:
     """Holds base and adapter; a clip's rows in, its ego video out."""
 
-    def __init__(self, profile: Profile, settings: dict, folder: str, fetch: Callable[[], str] | None = None) -> None:
+    def __init__(self, profile: Profile, folder: str, fetch: Callable[[], str] | None = None) -> None:
         if folder and fetch and not Path(folder).is_dir():
             folder = fetch()
-        self.settings, self.sampler = settings, profile.generate
-        self.parts = bases.load(profile.model, "transformer", "vae", *(["text"] if profile.generate.guidance > 1 else []))
+        self.profile, self.method = profile, of(profile)
+        guided = self.method.guided if profile.generate.guidance > 1 else ()
+        self.parts = bases.load(profile.model, *self.method.parts, "vae", *guided)
+        self.net = self.method.build(self.parts, profile).to(self.parts.vae.device)
         if folder:
-            adapters.load(self.parts.transformer, folder, bases.revision(profile.model))
-        self.parts.transformer.eval()
-        self.state = attention.install_gga(self.parts.transformer)
-        self.negative = None
-        if self.sampler.guidance > 1:
-            self.negative = self.parts.encode_text([""], settings["text_tokens"]).float()
+            adapters.load(self.net, folder, bases.revision(profile.model))
+        self.net.eval()
 
     def __call__(self, row: dict) -> dict | Rejected:
         started = time.monotonic()
-        clip, device = row["clips"], self.parts.transformer.device
-        values = {**row["latents"], **row["directions"]}
-        columns = {name: torch.from_numpy(unpack(values[name]))[None] for name in (*LATENTS, *DIRECTIONS) if values.get(name)}
-        seed = seed_of(self.sampler.seed, clip["clip_id"])
-        self.state.geometry = batch.geometry(columns, self.settings["gga"], self.settings["lambda_g"], device)
-        latent = egox.sample(
-            self.parts.transformer,
-            egox.make_scheduler(self.sampler.scheduler, self.sampler.shift),
-            batch.condition(columns, self.settings["mask"], device),
-            [torch.Generator().manual_seed(seed)],
-            self.sampler.steps,
-            self.sampler.guidance,
-            None if self.negative is None else self.negative.to(device),
-        )[0]
-        frames = batch.to_frames(self.parts.vae, latent)
+        clip, device, sampler = row["clips"], self.parts.vae.device, self.profile.generate
+        columns = {name: tensor[None] for name, tensor in samples.tensors(self.method.given, row).items()}
+        seed = seed_of(sampler.seed, clip["clip_id"])
+        batch = self.method.batch(columns, self.profile, device)
+        latent = self.method.sample(self.net, batch, [torch.Generator().manual_seed(seed)], sampler)[0]
+        frames = to_frames(self.parts.vae, latent)
         if frames is None:
             return Rejected("generation_failed", f"seed {seed}: values that are not finite")
+        followed = self.profile.model.model_dump(include=set(self.method.follows))
         return {
             "video": video.encode(frames, clip["fps"], lossless=True),
             "seed": seed,
-            "sampler": json.dumps({**self.sampler.model_dump(exclude={"baseline", "seed"}), **self.settings}, sort_keys=True),
+            "sampler": json.dumps({**sampler.model_dump(exclude={"baseline", "seed"}), **followed}, sort_keys=True),
             "seconds": time.monotonic() - started,
         }

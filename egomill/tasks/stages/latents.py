@@ -12,14 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from egomill.models.batch import to_latent
+from egomill.models.codec import to_latent
 from egomill.models.egox import cover_cells
 from egomill.schemas.config import Model, Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.media import video, views
-from egomill.tasks.networks import bases
+from egomill.tasks.networks import bases, configs
 
 
 def stage(profile: Profile) -> Stage:
@@ -44,7 +44,7 @@ class Encoder:
     """Holds codec and text encoder; a clip's rows in, its latents out; no ego latent where there is no ego video."""
 
     def __init__(self, model: Model) -> None:
-        self.tokens = model.text_tokens
+        self.tokens, self.layout = model.text_tokens, configs.layout(model)
         self.parts = bases.load(model, "vae", "text", "image")
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
@@ -62,7 +62,7 @@ class Encoder:
             raise ArithmeticError(f"clip {clip['clip_id']}: latents of {', '.join(broken)} are not finite")
         text = self.parts.encode_text([row["captions"]["text"]], self.tokens)[0]
         image = self.parts.encode_image(torch.from_numpy(pictures["exo"][:1]))  # of the exo view: the true ego view is not to be seen
-        made = {**latents, "cover": cover_cells(torch.from_numpy(valid)[None])[0], "text": text}
+        made = {**latents, "cover": cover_cells(torch.from_numpy(valid)[None], self.layout)[0], "text": text}
         if image is not None:
             made["image"] = image[0]
         about = {"clip_id": clip["clip_id"], "names": list(made)}

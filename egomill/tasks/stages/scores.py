@@ -23,6 +23,7 @@ from egomill.kernels.cameras import Camera
 from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack, unpack_depth
@@ -31,18 +32,20 @@ from egomill.tasks.media import video, views
 from egomill.tasks.networks import bases, perceptual
 
 METRICS = {"psnr": similarity.psnr, "ssim": similarity.ssim, "haarpsi": similarity.haarpsi}
+OF_REGIONS = {"depth": ("depth", "static"), "priors": ("video", "valid")}
 SMALLEST = 64  # px in a whole clip; below that a region says nothing
 REACH = 1 / 24  # of the ego picture's width: how far around its splatted pixels something counts as moving
 
 
 def stage(profile: Profile, adapter: str) -> Stage:
-    """Scores of `adapter`: a spec like "egox@v3", "base", or one of the references "prior" and "codec"."""
-    inputs = {
-        "clips": (*views.EGO_COLUMNS, "exo_camera", "T_world_exo", "T_world_ego"),
-        "depth": ("depth", "static"),
-        "priors": ("video", "valid"),
-    }
-    first, where, codec = {"priors": inputs.pop("priors")}, "", ""
+    """Scores of `adapter`: a spec like "egox@v3", "base", or one of the method's references, "prior" and "codec".
+
+    What the method's stages do not make is not read, and its region is left out: `hole` is of priors, `moved` of depth.
+    """
+    made = of(profile).stages
+    inputs: dict[str, tuple[str, ...]] = {"clips": (*views.EGO_COLUMNS, "exo_camera", "T_world_exo", "T_world_ego")}
+    inputs |= {table: names for table, names in OF_REGIONS.items() if table in made}
+    first, where, codec = {"priors": OF_REGIONS["priors"]}, "", ""
     if adapter == "codec":
         codec = bases.revision(profile.model)
         first, where = {"latents": ("ego",)}, f"model = '{codec}'"
@@ -50,7 +53,7 @@ def stage(profile: Profile, adapter: str) -> Stage:
         first, where = {"generations": ("video",)}, f"adapter = '{adapter}'"
     return Stage(
         name="scores",
-        reads={**first, **inputs} if adapter == "prior" else {**first, **inputs, "priors": ("video", "valid")},
+        reads=first | inputs,
         config={"smallest": SMALLEST, "reach": REACH},
         worker=partial(Scorer, profile, adapter),
         weights=codec + perceptual.weights_digest(profile.evaluate),
@@ -69,7 +72,7 @@ class Scorer:
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         clip = row["clips"]
-        _, valid, filled = views.read_prior(clip, row["priors"])
+        _, valid, filled = views.read_prior(clip, row["priors"]) if "priors" in row else (None, None, None)
         try:
             truth = views.read_ego(clip)
         except video.VideoError as error:
@@ -80,8 +83,12 @@ class Scorer:
             raise ValueError(f"clip {clip['clip_id']}: {self.adapter} has frames {found}, the truth {truth.shape}")
         ego = Camera.from_dict(json.loads(clip["ego_camera"]))
         disc = torch.from_numpy(views.ego_disc(clip))
-        depth, static = unpack_depth(row["depth"]["depth"]), unpack(row["depth"]["static"])
-        regions = {"all": None, "hole": ~torch.from_numpy(valid) & disc, "moved": moved(clip, depth, static, ego) & disc}
+        regions: dict[str, Tensor | None] = {"all": None}
+        if valid is not None:
+            regions["hole"] = ~torch.from_numpy(valid) & disc
+        if "depth" in row:
+            depth, static = unpack_depth(row["depth"]["depth"]), unpack(row["depth"]["static"])
+            regions["moved"] = moved(clip, depth, static, ego) & disc
         x, y = (torch.from_numpy(v).movedim(-1, 1).float() / 255 for v in (made, truth))
         rows = []
         for region, mask in regions.items():
@@ -92,13 +99,13 @@ class Scorer:
         rows += [(name, None, why) for name, why in self.missing.items()]
         return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
 
-    def _made(self, row: dict, filled: np.ndarray) -> np.ndarray | None:
+    def _made(self, row: dict, filled: np.ndarray | None) -> np.ndarray | None:
         if self.adapter == "prior":
             return filled
         if self.parts is not None:
-            from egomill.models import batch  # takes diffusers along, seconds that the other scores need not wait
+            from egomill.models.codec import to_frames  # takes diffusers along, seconds that the other scores need not wait
 
-            return batch.to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
+            return to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
         return video.decode(row["generations"]["video"])
 
 

@@ -1,4 +1,7 @@
-"""An adapter as files: `pytorch_lora_weights.safetensors`, which diffusers' Wan pipelines load, and `egomill.json`, which says what for."""
+"""An adapter as files: `pytorch_lora_weights.safetensors` and `egomill.json`, which says what for.
+
+The first holds LoRA under `transformer.`, which diffusers' Wan pipelines load, and the method's own modules under names of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from egomill.models import lora, sharding
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import file_sha256
 
 WEIGHTS, ABOUT = "pytorch_lora_weights.safetensors", "egomill.json"
+TRANSFORMER = "transformer."  # before the names of LoRA's tensors
 
 
 def about(profile: Profile, revision: str, step: int, release: str) -> dict:
     """What somebody has to know to use the adapter: the base, and how it is conditioned."""
+    method = of(profile)
     return {
-        "method": profile.train.method,
+        "method": method.name,
         "base": profile.model.base,
         "base_revision": revision,
-        "mask": profile.model.mask,
-        "gga": profile.model.gga,
-        "lambda_g": profile.model.lambda_g,
-        "geometry": profile.directions.geometry,
-        "text_tokens": profile.model.text_tokens,
+        **method.conditioning(profile),
         "rank": profile.train.rank,
         "alpha": profile.train.alpha,
         "step": step,
@@ -33,12 +38,31 @@ def about(profile: Profile, revision: str, step: int, release: str) -> dict:
     }
 
 
-def save(tensors: dict, metadata: dict, folder: Path, description: dict) -> None:
-    """Write lora.state and lora.config of a transformer, and the description last: where it lies the weights are whole."""
-    from diffusers import WanImageToVideoPipeline
+def state(net: Any) -> tuple[dict[str, Tensor], dict, dict[str, Tensor]]:
+    """(LoRA's tensors by layer, PEFT's description of them, the tensors of the method's own modules), whole and on the CPU.
 
+    Of a sharded net, every worker has to ask at once.
+    """
+    own = {name: sharding.whole(t.detach()).cpu().contiguous() for name, t in net.state_dict().items() if not name.startswith(TRANSFORMER)}
+    if not getattr(getattr(net, "transformer", None), "peft_config", None):
+        return {}, {}, own
+    return lora.state(net.transformer), lora.config(net.transformer), own
+
+
+def save(tensors: dict, metadata: dict, own: dict, folder: Path, description: dict) -> None:
+    """Write what `state` gives of a net, and the description last: where it lies the weights are whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    WanImageToVideoPipeline.save_lora_weights(str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=metadata)
+    if tensors:
+        from diffusers import WanImageToVideoPipeline
+
+        WanImageToVideoPipeline.save_lora_weights(str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=metadata)
+    if own:
+        said = {"format": "pt"}
+        if tensors:
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                said = file.metadata()
+            own = {**load_file(folder / WEIGHTS), **own}
+        save_file(own, folder / WEIGHTS, said)
     _in_order(folder / WEIGHTS)
     (folder / ABOUT).write_text(json.dumps(description, indent=2))
 
@@ -67,27 +91,51 @@ def describe(folder: str | Path) -> dict:
 
 
 def misfit(found: dict, profile: Profile, revision: str) -> str:
-    """Why an adapter of that description cannot be used with a base of that revision and the profile's directions; "" where it can."""
+    """Why an adapter of that description cannot be used with a base of that revision and the profile's method; "" where it can."""
+    method = of(profile)
+    if found["method"] != method.name:
+        return f"it is of method {found['method']}, not of {method.name}"
     if found["base_revision"] != revision:
         return f"it was trained on base {found['base_revision']}, not on {revision}"
-    known = found.get("geometry", "calibrated")  # the only one that early adapters had
-    if known != profile.directions.geometry:
-        return f"it knows directions.geometry {known!r}, not {profile.directions.geometry!r}"
-    return ""
+    apart = method.apart(profile, found)
+    return f"it knows {apart}" if apart else ""
 
 
-def load(transformer: Any, folder: str | Path, revision: str) -> dict:
-    """Put an adapter on a fresh transformer and return its description. ValueError where it was made for another base."""
+def load(net: Any, folder: str | Path, revision: str) -> dict:
+    """Put an adapter on a fresh net and return its description. ValueError where it was made for another base, or does not fit the net."""
     found = describe(folder)
     if found["base_revision"] != revision:
         raise ValueError(f"adapter {folder} was trained on base {found['base_revision']}, not on {revision}")
-    transformer.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix="transformer", local_files_only=True, use_safetensors=True)
+    if any(name.startswith(TRANSFORMER) for name in _all(folder)):
+        net.transformer.load_lora_adapter(
+            str(folder), weight_name=WEIGHTS, prefix=TRANSFORMER.rstrip("."), local_files_only=True, use_safetensors=True
+        )
+    _load_own(net, folder)
     return found
 
 
-def tensors(folder: str | Path) -> dict:
-    """The adapter's tensors by their names within the transformer."""
-    return {k.removeprefix("transformer."): v for k, v in load_file(Path(folder) / WEIGHTS).items()}
+def restore(net: Any, folder: str | Path) -> None:
+    """Put a checkpoint's adapter into a net that has one of the same kind. ValueError where it does not fit."""
+    if saved := tensors(folder):
+        lora.restore(net.transformer, saved)
+    _load_own(net, folder)
+
+
+def tensors(folder: str | Path) -> dict[str, Tensor]:
+    """LoRA's tensors by their names within the transformer."""
+    return {name.removeprefix(TRANSFORMER): tensor for name, tensor in _all(folder).items() if name.startswith(TRANSFORMER)}
+
+
+def _all(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / WEIGHTS)
+
+
+def _load_own(net: Any, folder: str | Path) -> None:
+    own = {name: tensor for name, tensor in _all(folder).items() if not name.startswith(TRANSFORMER)}
+    wanted = {name for name in net.state_dict() if not name.startswith(TRANSFORMER)}
+    if own.keys() != wanted:
+        raise ValueError(f"adapter {folder} does not fit the method's net: {', '.join(sorted(own.keys() ^ wanted)[:5])} on one side only")
+    net.load_state_dict(own, strict=False)
 
 
 def sha256(folder: str | Path) -> str:

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import file_sha256
 from egomill.tasks.lake.tracking import Adapter, Tracker
@@ -57,9 +58,9 @@ def register(file: Path, profile: Profile, tracker: Tracker) -> Adapter:
     revision = bases.revision(profile.model)
     about = adapters.about(profile, revision, step=0, release="") | {"rank": rank, "alpha": alpha, **origin}
     config = {"r": rank, "lora_alpha": alpha, "target_modules": sorted({name.rsplit(".", 2)[0] for name in tensors})}
-    name = profile.train.method
+    name = of(profile).name
     with TemporaryDirectory() as folder:
-        adapters.save(tensors, config, Path(folder), about)
+        adapters.save(tensors, config, {}, Path(folder), about)
         run = tracker.start(f"{name}-{file.stem}", origin)
         tracker.params(run, {"model": profile.model.model_dump(), "directions": profile.directions.model_dump()})
         tags = {**origin, "profile": profile.name, "base": revision, "sha256": adapters.sha256(folder)}

@@ -1,4 +1,4 @@
-"""What every training worker does: the LoRA loop, data-parallel or sharded, from a release's latents to checkpoints.
+"""What every training worker does: a method's loop, data-parallel or sharded, from a release's tensors to checkpoints.
 
 Nothing in it depends on history: batches and noise are functions of the step (samples.py), the learning rate too. A checkpoint is the
 adapter, the optimiser's moments and the step, as safetensors and JSON; that is all a resumed run needs to end where an uninterrupted one
@@ -16,15 +16,17 @@ import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from egomill.models import attention, batch, egox, lora, sharding
+from egomill.models import lora, sharding
+from egomill.models.codec import to_frames
+from egomill.models.method import Method, Phase, of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import check_code, digest
 from egomill.tasks.lake.tables import Lake
@@ -54,18 +56,31 @@ class Plan:
     run_id: str  # in MLflow
     clips: list[str]
     held_out: list[str] = field(default_factory=list)  # that validation looks at
-    code: dict[str, str] = field(default_factory=dict)  # of this module, as the driver has it
+    code: dict[str, str] = field(default_factory=dict)  # of this module and the method's, as the driver has it
 
 
-class Objective(nn.Module):
-    """Transformer and loss as one module, so that data parallelism sees a forward pass."""
+@dataclass
+class Work:
+    """What a worker holds between two steps."""
 
-    def __init__(self, transformer: nn.Module, shift: float) -> None:
-        super().__init__()
-        self.transformer, self.shift = transformer, shift
-
-    def forward(self, given: egox.Condition, ego: Tensor, generators: list[torch.Generator]) -> Tensor:
-        return egox.training_loss(self.transformer, given, ego, generators, self.shift)
+    plan: Plan
+    method: Method
+    rank: int
+    world: int
+    device: torch.device
+    parts: Any  # of the base
+    net: Any  # the method's
+    data: samples.Samples
+    held_out: samples.Samples
+    book: Book
+    done: int = 0  # steps
+    skipped: int = 0  # batches
+    in_a_row: int = 0  # of them, last
+    learning: dict[str, nn.Parameter] = field(default_factory=dict)  # what is trained in some phase
+    phase: Phase | None = None  # the present one, and of it:
+    objective: nn.Module = field(default_factory=nn.Module)  # the net, or its data-parallel shell
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    optimiser: Any = None
 
 
 def loop(plan: Plan) -> str:
@@ -74,104 +89,137 @@ def loop(plan: Plan) -> str:
     Returns why the training was given up, "" where it was not: an exception would start the group again.
     """
     import ray.train
-    from ray.train.torch import get_device, prepare_model
 
-    check_code(__name__, plan.code)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    settings, model, device = plan.profile.train, plan.profile.model, get_device()
-    assert isinstance(device, torch.device)
-    torch.manual_seed(settings.seed)
-    parts = bases.load(model, "transformer", "vae", device=str(device))
-    lora.add(parts.transformer, settings.rank, settings.alpha, settings.targets, settings.seed)
-    state = attention.install_gga(parts.transformer)
-    if settings.gradient_checkpointing:
-        parts.transformer.enable_gradient_checkpointing()
-    checkpoint, first, skipped, in_a_row = ray.train.get_checkpoint(), 0, 0, 0
+    settings = plan.profile.train
+    checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-        if folder:
-            first, skipped, in_a_row = (read_report(Path(folder)).get(name, 0) for name in ("step", "skipped", "in_a_row"))
-            lora.restore(parts.transformer, adapters.tensors(Path(folder) / "adapter"))
-        if settings.sharding == "fsdp":
-            sharding.shard(parts.transformer)
-        objective = Objective(parts.transformer, settings.shift)
-        if settings.sharding == "ddp":
-            objective = prepare_model(objective)
-        parameters = {name: p for name, p in parts.transformer.named_parameters() if p.requires_grad}
-        optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        if folder:
-            read_moments(Path(folder), optimiser, parameters)
-    data = samples.Samples(plan.lake, plan.versions, plan.revision, plan.clips)
-    held_out = samples.Samples(plan.lake, plan.versions, plan.revision, plan.held_out)
-    book = Book(plan.tracker, plan.run_id, rank == 0)
-    if first == 0 and rank == 0:
-        shown = data.get(samples.batch_indices(len(data), min(4, len(data)), settings.seed, 0))
-        if (image := picture(parts.vae, shown)) is not None:
-            plan.tracker.image(plan.run_id, image, "samples/first-batch.png")
-
-    def loss_of(module: nn.Module, found: list[dict[str, Tensor]], generators: list[torch.Generator]) -> Tensor:
-        columns = samples.stack(found)
-        state.geometry = batch.geometry(columns, model.gga, model.lambda_g, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            return module(batch.condition(columns, model.mask, device), columns["ego"].to(device), generators)
-
-    for step in range(first, settings.steps):
-        started = time.monotonic()
-        indices = samples.batch_indices(len(data), settings.batch * world * settings.accumulate, settings.seed, step)
-        rate = settings.learning_rate * min(1.0, (step + 1) / max(settings.warmup, 1))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        objective.train()
-        optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        for part in range(settings.accumulate):
-            places = samples.places(settings.batch, rank, world, part)
-            found = data.get([indices[place] for place in places])
-            with sharding.synchronised(objective, part + 1 == settings.accumulate):
-                loss = loss_of(objective, found, [samples.noise_generator(settings.seed, step, place) for place in places]).mean()
-                (loss / settings.accumulate).backward()
-            total += loss.detach() / settings.accumulate
-        norm = sharding.whole(nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm))
-        mean = average(total, world)
-        report: dict = {"step": step + 1}
-        if math.isfinite(mean) and norm.isfinite():  # the same numbers for all workers: they decide alike
-            optimiser.step()
-            in_a_row, report["loss"] = 0, mean
-            values = {"loss": mean, "grad_norm": norm.item(), "learning_rate": rate, "memory_gib": sharding.peak_memory(device)}
-            book.add(step, {**values, "samples_per_second": len(indices) / (time.monotonic() - started)})
-        else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            names = ", ".join(dict.fromkeys(plan.clips[index] for index in indices[:20]))
-            why = f"step {step}: loss {mean:g}, gradient {norm.item():g}, of clips {names}"
-            book.add(step, {"skipped": skipped})
-            if rank == 0:
-                log.warning("%s: not finite, so the batch is skipped, the %d. of this training", why, skipped)
-            if in_a_row >= min(SKIPPED, settings.steps):
-                book.flush()
-                return f"{in_a_row} batches in a row had a loss or gradient that is not finite; the last is {why}"
-        last = step + 1 == settings.steps
-        if last or (step + 1) % settings.checkpoint_every == 0:
-            report |= {"skipped": skipped, "in_a_row": in_a_row}
-            if len(held_out):
-                report["val_loss"] = validate(partial(loss_of, inner(objective).eval()), held_out, settings.seed, rank, world, device)
-                book.add(step, {"val_loss": report["val_loss"]})
-            book.flush(last)
-            adapter, moments = lora.state(parts.transformer), whole_moments(optimiser, parameters)  # all workers: they gather
-            with tempfile.TemporaryDirectory() as folder:
-                saved = None
-                if rank == 0:
-                    description = adapters.about(plan.profile, plan.revision, step + 1, plan.release)
-                    adapters.save(adapter, lora.config(parts.transformer), Path(folder) / "adapter", description)
-                    save(Path(folder), moments, report)
-                    saved = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report(report, checkpoint=saved)
-    state.geometry = None
+        work = begin(plan, Path(folder) if folder else None)
+    for phase, steps in work.method.steps(settings.steps):
+        if work.done < steps.stop and phase is not work.phase:
+            enter(work, phase)
+        for number in range(max(work.done, steps.start), steps.stop):
+            report, why = step(work, number)
+            work.done = number + 1
+            if work.in_a_row >= min(SKIPPED, settings.steps):
+                work.book.flush()
+                return f"{work.in_a_row} batches in a row had a loss or gradient that is not finite; the last is {why}"
+            if work.done == settings.steps or work.done % settings.checkpoint_every == 0:
+                keep(work, report)
     return ""
 
 
-def inner(module: nn.Module) -> nn.Module:
-    """The module itself: without gradients the data-parallel shell would only synchronise."""
-    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+def begin(plan: Plan, folder: Path | None) -> Work:
+    """The worker's net and data as they start, or as the checkpoint in `folder` left them."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    settings, model, device, method = plan.profile.train, plan.profile.model, get_device(), of(plan.profile)
+    check_code(plan.code, __name__, method.module)
+    assert isinstance(device, torch.device)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(settings.seed)
+    parts = bases.load(model, *method.parts, "vae", device=str(device))
+    net: Any = method.build(parts, plan.profile).to(device)
+    if settings.targets:
+        lora.add(net.transformer, settings.rank, settings.alpha, settings.targets, settings.seed)
+        if settings.gradient_checkpointing:
+            net.transformer.enable_gradient_checkpointing()
+    reads = (plan.lake, plan.versions, plan.revision, method.reads)
+    data, held_out = (samples.Samples(*reads, clips) for clips in (plan.clips, plan.held_out))
+    work = Work(plan, method, rank, world, device, parts, net, data, held_out, Book(plan.tracker, plan.run_id, rank == 0))
+    if folder:
+        work.done, work.skipped, work.in_a_row = (read_report(folder).get(name, 0) for name in ("step", "skipped", "in_a_row"))
+        adapters.restore(net, folder / "adapter")
+    if settings.sharding == "fsdp":
+        sharding.shard(net)
+    work.learning = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    for phase, steps in method.steps(settings.steps):
+        if work.done in steps:
+            enter(work, phase)
+            if folder and work.done > steps.start:
+                read_moments(folder, work.optimiser, work.parameters)
+    if work.done == 0 and rank == 0:
+        shown = data.get(samples.batch_indices(len(data), min(4, len(data)), settings.seed, 0))
+        if (image := picture(parts.vae, method.shown, shown)) is not None:
+            plan.tracker.image(plan.run_id, image, "samples/first-batch.png")
+    return work
+
+
+def enter(work: Work, phase: Phase) -> None:
+    """Begin a phase: what it trains alone learns, by an optimiser of its own."""
+    from ray.train.torch import prepare_model
+
+    settings = work.plan.profile.train
+    work.parameters = {name: p for name, p in work.learning.items() if name.startswith(phase.trains)}
+    if not work.parameters:
+        raise ValueError(f"phase {phase.name} of {work.method.name} trains nothing: no parameter begins with {', '.join(phase.trains)}")
+    for name, parameter in work.learning.items():
+        parameter.requires_grad_(name in work.parameters)
+    work.phase, work.objective = phase, work.net if settings.sharding == "fsdp" else prepare_model(work.net)
+    work.optimiser = torch.optim.AdamW(work.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def loss_of(work: Work, module: nn.Module, found: list[dict[str, Tensor]], generators: list[torch.Generator]) -> Tensor:
+    """Loss of every sample [B]."""
+    batch = work.method.batch(samples.stack(found), work.plan.profile, work.device)
+    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.plan.profile.train.precision == "bfloat16"):
+        return module(batch, generators)
+
+
+def step(work: Work, number: int) -> tuple[dict, str]:
+    """One step of the optimiser, or of the skipped batches. Returns what a checkpoint says of it, and of what is not finite in words."""
+    settings, started = work.plan.profile.train, time.monotonic()
+    indices = samples.batch_indices(len(work.data), settings.batch * work.world * settings.accumulate, settings.seed, number)
+    rate = settings.learning_rate * min(1.0, (number + 1) / max(settings.warmup, 1))
+    for group in work.optimiser.param_groups:
+        group["lr"] = rate
+    work.objective.train()
+    work.optimiser.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=work.device)
+    for part in range(settings.accumulate):
+        places = samples.places(settings.batch, work.rank, work.world, part)
+        found = work.data.get([indices[place] for place in places])
+        with sharding.synchronised(work.objective, part + 1 == settings.accumulate):
+            generators = [samples.noise_generator(settings.seed, number, place) for place in places]
+            loss = loss_of(work, work.objective, found, generators).mean()
+            (loss / settings.accumulate).backward()
+        total += loss.detach() / settings.accumulate
+    norm = sharding.whole(nn.utils.clip_grad_norm_(work.parameters.values(), settings.clip_norm))
+    mean = average(total, work.world)
+    if math.isfinite(mean) and norm.isfinite():  # the same numbers for all workers: they decide alike
+        work.optimiser.step()
+        work.in_a_row = 0
+        values = {"loss": mean, "grad_norm": norm.item(), "learning_rate": rate, "memory_gib": sharding.peak_memory(work.device)}
+        work.book.add(number, {**values, "samples_per_second": len(indices) / (time.monotonic() - started)})
+        return {"step": number + 1, "loss": mean}, ""
+    work.skipped, work.in_a_row = work.skipped + 1, work.in_a_row + 1
+    names = ", ".join(dict.fromkeys(work.plan.clips[index] for index in indices[:20]))
+    why = f"step {number}: loss {mean:g}, gradient {norm.item():g}, of clips {names}"
+    work.book.add(number, {"skipped": work.skipped})
+    if work.rank == 0:
+        log.warning("%s: not finite, so the batch is skipped, the %d. of this training", why, work.skipped)
+    return {"step": number + 1}, why
+
+
+def keep(work: Work, report: dict) -> None:
+    """Validate and write a checkpoint; rank 0 hands it to Ray Train."""
+    import ray.train
+
+    plan = work.plan
+    report = {**report, "skipped": work.skipped, "in_a_row": work.in_a_row}
+    if len(work.held_out):
+        report["val_loss"] = validate(work)
+        work.book.add(work.done - 1, {"val_loss": report["val_loss"]})
+    work.book.flush(work.done == plan.profile.train.steps)
+    parts, moments = adapters.state(work.net), whole_moments(work.optimiser, work.parameters)  # all workers: they gather
+    with tempfile.TemporaryDirectory() as folder:
+        saved = None
+        if work.rank == 0:
+            adapters.save(*parts, Path(folder) / "adapter", adapters.about(plan.profile, plan.revision, work.done, plan.release))
+            save(Path(folder), moments, report)
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(report, checkpoint=saved)
 
 
 def average(value: Tensor, world: int) -> float:
@@ -182,19 +230,21 @@ def average(value: Tensor, world: int) -> float:
 
 
 @torch.no_grad()
-def validate(loss_of, held_out: samples.Samples, seed: int, rank: int, world: int, device: torch.device) -> float:
+def validate(work: Work) -> float:
     """Mean loss on held-out clips, each at noises of its own that never change; the workers share the clips.
 
     All take equally many turns, since a sharded model is gathered by all at once; a turn beyond the last clip counts nothing.
     """
-    total = torch.zeros(2, device=device)
+    held_out, world = work.held_out, work.world
+    net = work.net.eval()  # without gradients the data-parallel shell would only synchronise
+    total = torch.zeros(2, device=work.device)
     for turn in range(0, len(held_out), world):
-        index = turn + rank
+        index = turn + work.rank
         counts, index = index < len(held_out), min(index, len(held_out) - 1)
         name = int(digest(held_out.clips[index])[:8], 16)
-        generators = [samples.noise_generator(seed, PROBE + draw, name) for draw in range(DRAWS)]
-        losses = loss_of(held_out.get([index]) * DRAWS, generators)
-        total += counts * torch.tensor([losses.sum().item(), DRAWS], device=device)
+        generators = [samples.noise_generator(work.plan.profile.train.seed, PROBE + draw, name) for draw in range(DRAWS)]
+        losses = loss_of(work, net, held_out.get([index]) * DRAWS, generators)
+        total += counts * torch.tensor([losses.sum().item(), DRAWS], device=work.device)
     if world > 1:
         torch.distributed.all_reduce(total)
     return (total[0] / total[1]).item()
@@ -224,12 +274,12 @@ def read_moments(folder: Path, optimiser: torch.optim.Optimizer, parameters: dic
         optimiser.state[parameter][kind] = value if kind == "step" else sharding.cut(value, parameter)
 
 
-def picture(vae, found: list[dict[str, Tensor]]) -> np.ndarray | None:
-    """The first batch as the codec shows it: exo, prior and true ego view, first, middle and last frame; without what is not finite."""
+def picture(vae: Any, names: tuple[str, ...], found: list[dict[str, Tensor]]) -> np.ndarray | None:
+    """The first batch as the codec shows it: the named latents' first, middle and last frame; without what is not finite."""
     rows = {}
     for i, sample in enumerate(found[:4]):
-        for name in ("exo", "prior", "ego"):
-            if (shown := batch.to_frames(vae, sample[name])) is not None:
+        for name in names:
+            if (shown := to_frames(vae, sample[name])) is not None:
                 rows[f"{i} {name}"] = shown
     if not rows:
         return None

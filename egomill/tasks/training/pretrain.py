@@ -26,9 +26,12 @@ from egomill.kernels.degrade import degrade
 from egomill.models.base import Recipe, flow_loss, learning_rate, make_transformer
 from egomill.models.codec import PatchCodec, encode_video, to_cells
 from egomill.models.egox import cover_cells
+from egomill.models.layout import Layout
 from egomill.scenes.views import FIRST_SEED, HELD_OUT, Views, render_clip, to_float
 from egomill.schemas.fingerprint import code_of
 from egomill.tasks.networks.weights import encode_text
+
+LAYOUT = Layout(channels=16, temporal=4, spatial=8, patch=2, inputs=36)  # of the base that is made here: Wan 2.1's
 
 
 def task(rng: np.random.Generator, recipe: Recipe, video: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -62,7 +65,7 @@ def make_batch(rng: np.random.Generator, recipe: Recipe, views: Views, codec: Pa
     both = encode_video(codec, torch.stack(clean + given).transpose(1, 2))
     x, condition = both.chunk(2)
     condition = condition * torch.tensor(some).view(-1, 1, 1, 1, 1)
-    return {"x": x, "condition": torch.cat([cover_cells(torch.stack(cover)), condition], dim=1), "text": torch.stack(text)}
+    return {"x": x, "condition": torch.cat([cover_cells(torch.stack(cover), LAYOUT), condition], dim=1), "text": torch.stack(text)}
 
 
 def make_text_encoder(recipe: Recipe) -> tuple[Any, Any]:

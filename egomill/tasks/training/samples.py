@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from egomill.models.method import Names
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tensors import unpack
 from egomill.tasks.lake.stage import handed, read_rows
 from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
-
-LATENTS = ("exo", "prior", "ego", "cover", "text", "image")
-DIRECTIONS = ("exo_points", "exo_valid", "ego_rays", "ego_valid", "centres")
-READS = {"latents": LATENTS, "directions": DIRECTIONS}
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
@@ -37,6 +35,7 @@ def batch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
     return indices
 
 
+@lru_cache(maxsize=2)  # a batch may straddle two epochs; to make one of 600,000 takes 22 ms
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
@@ -60,6 +59,7 @@ class Samples:
     lake: Lake
     versions: dict[str, int]
     model: str  # which base's latents
+    reads: Names  # what a sample holds (models/method.py)
     clips: Sequence[str]
     kept: int = 512
     _cache: OrderedDict[str, dict[str, Tensor]] = field(default_factory=OrderedDict, repr=False)
@@ -68,34 +68,40 @@ class Samples:
         return len(self.clips)
 
     def get(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Each sample's columns of latents and directions as tensors on the CPU; `image` is left out where the base takes none. Damaged
-        where a row is not what was committed."""
+        """Each sample's tensors by name, on the CPU, without what its rows do not have. Damaged where a row is not what was committed."""
         wanted = [self.clips[i] for i in indices]
         missing = sorted(set(wanted) - set(self._cache))
         if missing:
-            rows, _ = read_rows(self.lake, READS, self.versions, missing, one_of("model", [self.model]))
+            rows, _ = read_rows(self.lake, self.reads, self.versions, missing, _of_base("latents", self.model))
             for clip, found in rows.items():
-                for table in READS:
+                for table in self.reads:
                     if table not in found:
                         raise Damaged(f"table {table} has no row of clip {clip} any more: `egomill repair`, then rebuild")
-                values = {name: value for row in handed(READS, found).values() for name, value in row.items()}
-                self._cache[clip] = {c: torch.from_numpy(unpack(values[c])) for c in (*LATENTS, *DIRECTIONS) if values.get(c)}
+                self._cache[clip] = tensors(self.reads, handed(self.reads, found))
         found = [self._cache[clip] for clip in wanted]
         while len(self._cache) > max(self.kept, len(wanted)):
             self._cache.popitem(last=False)
         return found
 
 
-def clips_of(lake: Lake, versions: dict[str, int], model: str, splits: Sequence[str]) -> list[str]:
-    """The clips of these splits that a release holds latents and directions of, sorted. Damaged where a clip is not what was committed."""
+def tensors(reads: Names, rows: Mapping[str, Mapping]) -> dict[str, Tensor]:
+    """A clip's rows, as a worker gets them, to its tensors by name, without what they do not have."""
+    return {name: torch.from_numpy(unpack(rows[table][name])) for table, names in reads.items() for name in names if rows[table].get(name)}
+
+
+def _of_base(table: str, model: str) -> str:
+    return one_of("model", [model]) if table == "latents" else ""
+
+
+def clips_of(lake: Lake, versions: dict[str, int], model: str, reads: Names, splits: Sequence[str]) -> list[str]:
+    """The clips of these splits of which a release has what a sample reads, sorted. Damaged where a clip is not what was committed."""
     quoted = ", ".join(f"'{s}'" for s in splits)
     chosen = lake.read("clips", None, f"chosen AND split IN ({quoted})", versions["clips"])
     for part in chosen.to_batches(1000):
         for row in part.to_pylist():
             intact("clips", row)  # a clip that is held out must not be learnt from for a flipped bit
-    encoded = lake.read("latents", ["clip_id"], f"model = '{model}'", versions["latents"])
-    directed = lake.read("directions", ["clip_id"], None, versions["directions"])
-    return sorted(set.intersection(*(set(t["clip_id"].to_pylist()) for t in (chosen, encoded, directed))))
+    made = (lake.read(table, ["clip_id"], _of_base(table, model), versions[table]) for table in reads)
+    return sorted(set.intersection(*(set(t["clip_id"].to_pylist()) for t in (chosen, *made))))
 
 
 def spread(takes: Mapping[str, str], count: int) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,30 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from egomill.kernels.gga import Geometry
-from egomill.kernels.patches import grid
-from egomill.models import attention, egox, lora
+from egomill.models import lora
+from egomill.models.layout import Layout
+from egomill.models.method import of
 from egomill.schemas.config import Profile
-from egomill.tasks.networks import weights
+from egomill.tasks.networks import configs
 
-# config.json of the transformer, for the hub ids of the profiles that come with the package: sizes need no download.
-KNOWN = {
-    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 40,
-        "attention_head_dim": 128,
-        "in_channels": 36,
-        "out_channels": 16,
-        "text_dim": 4096,
-        "freq_dim": 256,
-        "ffn_dim": 13824,
-        "num_layers": 40,
-        "cross_attn_norm": True,
-        "image_dim": 1280,
-        "added_kv_proj_dim": 5120,
-        "rope_max_seq_len": 1024,
-    }
-}
 GIB = 2**30
 
 
@@ -96,22 +78,23 @@ class Live(TorchDispatchMode):
 def transformer_config(profile: Profile) -> dict:
     """The transformer's configuration of a profile's base. ValueError for a hub id whose sizes are not known here."""
     base = profile.model.base
-    if base in KNOWN:
-        return KNOWN[base]
-    config = weights.transformer_config(weights.EMBEDDED if base == "embedded" else Path(base))
-    if not config:
-        raise ValueError(f"{base}: no folder with transformer/config.json, and its sizes are not known without a download")
-    return config
+    if config := configs.part_config(base, "transformer"):
+        return config
+    raise ValueError(f"{base}: no folder with transformer/config.json, and its sizes are not known without a download")
+
+
+def layout(profile: Profile) -> Layout:
+    """How a profile's base cuts a video up. ValueError as for `transformer_config`."""
+    return Layout.of(configs.part_config(profile.model.base, "vae"), transformer_config(profile))
 
 
 def tokens(profile: Profile) -> dict[str, int]:
-    """Tokens of one clip: {frames, exo, ego, all}, from the recipe's sizes (4 x 16 x 16 pixels a token, frame 0 by itself)."""
-    recipe = profile.clips
-    f, h, w_exo = grid(recipe.frames, recipe.exo_size[1], recipe.exo_size[0])
-    _, height, w_ego = grid(recipe.frames, recipe.ego_size, recipe.ego_size)
-    if h != height:
-        raise ValueError(f"exo view of {recipe.exo_size[1]} px beside an ego view of {recipe.ego_size}: heights must agree")
-    return {"frames": f, "exo": f * h * w_exo, "ego": f * h * w_ego, "all": f * h * (w_exo + w_ego)}
+    """Tokens of one clip: {frames, ..., all}, from the recipe's sizes and the base's. ValueError where they do not go together."""
+    method, cut = of(profile), layout(profile)
+    if method.tokens is None:
+        raise ValueError(f"method {method.name} does not say how many tokens a clip has")
+    method.check(profile, cut)
+    return method.tokens(profile, cut)
 
 
 def step(profile: Profile) -> dict[str, float]:
@@ -138,18 +121,19 @@ def _counted(profile: Profile, layers: int) -> dict[str, float]:
         torch.set_default_dtype(kept)
     with torch.device("meta"):
         lora.add(transformer, settings.rank, settings.alpha, settings.targets)
-    state = attention.install_gga(transformer)
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(transformer)
-        given, ego, state.geometry = _inputs(profile, transformer.config)
+        method, generators = of(profile), [torch.Generator() for _ in range(settings.batch)]
+        net = method.build(SimpleNamespace(transformer=transformer, text_encoder=None), profile)
+        batch = method.blank(profile, layout(profile), transformer.config)  # type: ignore[misc]
 
         def work() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                predicted = egox.velocity(transformer, given, ego, torch.zeros(settings.batch))
-            predicted.square().mean().backward()
+                loss = net(batch, generators)
+            loss.mean().backward()
             transformer.zero_grad()
 
         with Live([*transformer.parameters(), *transformer.buffers()]) as live:
@@ -181,8 +165,9 @@ def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
     passes = settings.steps * settings.accumulate
     found = tokens(profile)
     clips = recipe.train + recipe.test + recipe.unseen
-    cells = found["frames"] * (recipe.exo_size[0] + 2 * recipe.ego_size) * recipe.exo_size[1] // 64
-    latents = 2 * (16 * cells + 4 * found["ego"] * 4) + 4 * model_text(profile)
+    cut = layout(profile)
+    cells = found["frames"] * (recipe.exo_size[0] + 2 * recipe.ego_size) * recipe.exo_size[1] // cut.spatial**2
+    latents = 2 * (cut.channels * cells + cut.temporal * found["ego"] * cut.patch**2) + 4 * model_text(profile)
     return {
         "profile": profile.name,
         "tokens": found,
@@ -211,18 +196,3 @@ def _materialise(module: nn.Module) -> None:
         for name, b in part._buffers.items():
             if b is not None:
                 part._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
-
-
-def _inputs(profile: Profile, config: Any) -> tuple[egox.Condition, torch.Tensor, Geometry | None]:
-    recipe, batch, model = profile.clips, profile.train.batch, profile.model
-    f, h, w_exo = grid(recipe.frames, recipe.exo_size[1], recipe.exo_size[0])
-    w_ego = recipe.ego_size // 16
-    exo, ego = torch.zeros(batch, 16, f, 2 * h, 2 * w_exo), torch.zeros(batch, 16, f, 2 * h, 2 * w_ego)
-    text = torch.zeros(batch, model.text_tokens, config.text_dim)
-    image = torch.zeros(batch, 257, config.image_dim) if config.image_dim else None
-    given = egox.Condition(exo, torch.zeros_like(ego), torch.zeros(batch, 4, *ego.shape[2:]), text, image)
-    if model.gga == "off":
-        return given, ego, None
-    yes = torch.ones(batch, f, h, w_exo, dtype=torch.bool), torch.ones(batch, f, h, w_ego, dtype=torch.bool)
-    points, rays = torch.zeros(batch, f, h, w_exo, 3), torch.zeros(batch, f, h, w_ego, 3, dtype=torch.float16)
-    return given, ego, Geometry(points, yes[0], rays, yes[1], torch.zeros(batch, f, 3), model.lambda_g, model.gga)

@@ -20,12 +20,13 @@ from typing import Any
 import ray
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, code_parts, digest
 from egomill.tasks.lake.heartbeat import alive
 from egomill.tasks.lake.tables import Damaged, Lake
 from egomill.tasks.lake.tracking import BY, Adapter, Tracker
-from egomill.tasks.networks import bases
+from egomill.tasks.networks import bases, configs
 from egomill.tasks.training import adapters, loop, samples
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,15 @@ VALIDATED = 8  # held-out clips that the loss is measured on
 
 def recipe(profile: Profile) -> str:
     """Digest of all but the data that makes an adapter: settings, base weights, code."""
+    method = of(profile)
     settings = profile.train.model_dump(exclude={"checkpoint_every"})
     conditioning = profile.model.model_dump(exclude={"base", "revision"})
-    return digest(settings, conditioning, bases.revision(profile.model), code_of(loop.__name__))
+    return digest(settings, conditioning, bases.revision(profile.model), code_of(loop.__name__, method.module))
 
 
 def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | None:
     """The newest adapter of this release and recipe, if there is one: nothing to train then."""
-    wanted, name = recipe(profile), profile.train.method
+    wanted, name = recipe(profile), of(profile).name
     for row in reversed(tracker.adapters(name)):
         if (row["tags"].get("release"), row["tags"].get("recipe")) == (release["name"], wanted):
             return tracker.resolve(f"{name}@v{row['version']}")
@@ -59,14 +61,15 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     row is not what was committed; what broke a worker otherwise, after the restarts are used up.
     """
     versions, revision = release["tables"], bases.revision(profile.model)
-    clips = samples.clips_of(lake, versions, revision, ("train",))
+    method = of(profile)
+    configs.check(profile)
+    clips = samples.clips_of(lake, versions, revision, method.reads, ("train",))
     if not clips:
         raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}")
-    geometry = release["profile"]["directions"]["geometry"]
-    if geometry != profile.directions.geometry:
-        raise ValueError(f"release {release['name']} has directions.geometry {geometry!r}, not {profile.directions.geometry!r}")
-    held_out = samples.clips_of(lake, versions, revision, ("test", "unseen"))
-    name, made_of = profile.train.method, recipe(profile)
+    if apart := method.apart(profile, release["profile"]):
+        raise ValueError(f"release {release['name']} has {apart}")
+    held_out = samples.clips_of(lake, versions, revision, method.reads, ("test", "unseen"))
+    name, made_of = method.name, recipe(profile)
     tags = {"release": release["name"], "recipe": made_of}
     mlflow_run = tracker.unfinished(tags)
     if mlflow_run:
@@ -83,7 +86,7 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     takes = {row["clip_id"]: row["take_uid"] for row in lake.rows("clips", held_out, ("clip_id", "take_uid"), versions["clips"])}
     validated = samples.spread(takes, VALIDATED)
     tracker.dataset(mlflow_run, release["name"], lake.uri, versions)
-    code = code_parts(loop.__name__)
+    code = code_parts(loop.__name__, method.module)
     plan = loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, validated, code)
     try:
         _drop_halves(lake, f"{name}-{mlflow_run}")

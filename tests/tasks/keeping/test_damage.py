@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from egomill.flows import verbs
 from egomill.flows.cli import app
+from egomill.models.egox import METHOD
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import content_of
 from egomill.schemas.tables import NO_CONTENT, RELEASED, as_stored
@@ -23,6 +24,7 @@ from egomill.tasks.lake.stage import Stage, handed, pending, read_rows
 from egomill.tasks.lake.tables import Damaged, Lake
 from egomill.tasks.training.samples import Samples, clips_of
 
+READS = METHOD.reads
 CLIPS = [f"take{t}.cam01.{i:06d}" for t in range(2) for i in range(3)]
 
 
@@ -103,7 +105,7 @@ def test_no_training_and_no_stage_takes_a_row_with_a_flipped_bit(lake):
     reads = {"latents": ("exo", "ego"), "clips": ("fps",)}
 
     def trained() -> list[bytes]:
-        found = Samples(lake, at, "m", CLIPS[3:]).get(range(3))
+        found = Samples(lake, at, "m", READS, CLIPS[3:]).get(range(3))
         return [sample[name].numpy().tobytes() for sample in found for name in ("exo", "ego", "centres")]
 
     def made_from() -> list[bytes]:
@@ -136,15 +138,15 @@ def test_a_damaged_row_is_named_with_what_to_do(lake):
     (row,) = lake.rows("latents", CLIPS[:1], where="name = 'exo'")
     lake.upsert("latents", [{**row, "tensor": pack(np.zeros((2, 8, 8), np.float16))}])
     with pytest.raises(Damaged, match=rf"row {CLIPS[0]} m exo of table latents is not what was committed: `egomill repair`"):
-        Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", CLIPS).get([0])
+        Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", READS, CLIPS).get([0])
     with pytest.raises(Damaged, match=r"table latents has no row of clip gone any more: `egomill repair`"):
-        Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", ["gone"]).get([0])
+        Samples(lake, {t: lake.version(t) for t in RELEASED}, "m", READS, ["gone"]).get([0])
     (row,) = lake.rows("clips", CLIPS[:1])
     at = {t: lake.version(t) for t in RELEASED}
-    assert CLIPS[0] in clips_of(lake, at, "m", ("train",))
+    assert CLIPS[0] in clips_of(lake, at, "m", READS, ("train",))
     lake.upsert("clips", [{**row, "split": "unseen"}])
     with pytest.raises(Damaged, match=rf"row {CLIPS[0]} of table clips"):
-        clips_of(lake, {**at, "clips": lake.version("clips")}, "m", ("unseen",))
+        clips_of(lake, {**at, "clips": lake.version("clips")}, "m", READS, ("unseen",))
 
 
 BROKEN = {

@@ -11,7 +11,8 @@ import torch
 from egomill.models.codec import decode_video, encode_video
 from egomill.schemas.config import Profile
 from egomill.tasks.networks import bases
-from egomill.tasks.networks.weights import EMBEDDED, Base, digest, load_parts
+from egomill.tasks.networks.configs import EMBEDDED
+from egomill.tasks.networks.weights import Base, digest, load_parts
 from egomill.tasks.stages import generations, latents
 from tests.tasks import tiny_lake
 

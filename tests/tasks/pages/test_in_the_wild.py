@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from egomill.kernels.cameras import Camera, aria_rgb
 from egomill.kernels.poses import inverse
 from egomill.kernels.trajectory import T_shown_sensor, poses_at
+from egomill.models.egox import DIRECTIONS
 from egomill.scenes.take import simulate
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
@@ -90,7 +91,7 @@ def test_the_same_prior_and_directions_as_the_pipeline(files, pipeline):
     assert np.array_equal(video.decode(rows["priors"]["video"]), video.decode(pipeline["priors"]["video"]))
     assert np.array_equal(unpack(rows["priors"]["valid"]), unpack(pipeline["priors"]["valid"]))
     assert rows["priors"]["coverage"] == pipeline["priors"]["coverage"] > 0.3
-    for column in generations.DIRECTIONS:
+    for column in DIRECTIONS:
         assert np.array_equal(unpack(rows["directions"][column]), unpack(pipeline["directions"][column])), column
 
 
@@ -186,7 +187,7 @@ def test_real_clips_with_the_depth_of_a_network_beside_them(real_data, tmp_path)
     asked, known = (made_of(r, depth, priors, directions) for r in (row, clip))
     assert np.array_equal(video.decode(asked["priors"]["video"]), video.decode(known["priors"]["video"]))
     assert asked["priors"]["coverage"] > 0.3
-    for column in generations.DIRECTIONS:
+    for column in DIRECTIONS:
         assert np.array_equal(unpack(asked["directions"][column]), unpack(known["directions"][column])), column
 
 

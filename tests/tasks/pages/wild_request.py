@@ -60,7 +60,7 @@ def adapter(folder: Path, profile: Profile) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     about = {**adapters.about(profile, bases.revision(profile.model), 1, "r"), "gga": "off", "mask": "paper"}
-    adapters.save(lora.state(transformer), lora.config(transformer), folder, about)
+    adapters.save(lora.state(transformer), lora.config(transformer), {}, folder, about)
     return folder
 
 

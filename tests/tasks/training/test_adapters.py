@@ -15,7 +15,7 @@ def test_the_same_adapter_is_the_same_bytes(tmp_path):
     metadata = {"r": 4, "lora_alpha": 4, "target_modules": ["to_q"], "word": "Gewöhnung"}
     digests = set()
     for i in range(12):
-        adapters.save(tensors, metadata, tmp_path / str(i), {})
+        adapters.save(tensors, metadata, {}, tmp_path / str(i), {})
         digests.add(adapters.sha256(tmp_path / str(i)))
     assert len(digests) == 1
     assert all(torch.equal(v, tensors[k]) for k, v in adapters.tensors(tmp_path / "0").items())
@@ -27,7 +27,7 @@ def test_an_adapter_that_knows_other_directions_is_refused_by_name(tmp_path):
     profile = Profile.load("local")
     for geometry in ("calibrated", "egox-released"):
         trained = Profile.load("local", [f"directions.geometry={geometry}"])
-        adapters.save({"q": torch.ones(1)}, {}, tmp_path / geometry, adapters.about(trained, bases.revision(profile.model), 1, "r"))
+        adapters.save({"q": torch.ones(1)}, {}, {}, tmp_path / geometry, adapters.about(trained, bases.revision(profile.model), 1, "r"))
     assert generations.stage(profile, "egox@v1", str(tmp_path / "calibrated")).config["gga"] == "paper"
     with pytest.raises(ValueError, match=r"egox@v2 cannot be used here: it knows directions\.geometry 'egox-released', not 'calibrated'"):
         generations.stage(profile, "egox@v2", str(tmp_path / "egox-released"))

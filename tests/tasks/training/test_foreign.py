@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from egomill.flows.cli import app
-from egomill.models import lora
+from egomill.models import egox, lora
 from egomill.schemas.config import Profile
 from egomill.tasks.lake.tracking import Tracker
 from egomill.tasks.networks import bases
@@ -62,7 +62,7 @@ def test_it_acts_as_where_it_was_trained(profile, elsewhere, alpha, tmp_path):
     assert tuple(about[k] for k in kept) == conditioning
     fresh = bases.load(profile.model, "transformer").transformer
     plain = answer(fresh)
-    adapters.load(fresh, adapter.folder, bases.revision(profile.model))
+    adapters.load(egox.Net(fresh, 1.0), adapter.folder, bases.revision(profile.model))
     if alpha is None:  # unsaid, it is the rank
         for layer in fresh.modules():
             if hasattr(layer, "lora_A"):
@@ -167,9 +167,9 @@ def test_the_weights_change_by_what_the_file_says(profile, elsewhere, form, tmp_
 def check(profile, file, source, scale, of_layer, rtol=1e-6):
     tensors, rank, alpha = foreign.read(file, profile)
     layers = sorted({k.rsplit(".", 2)[0] for k in tensors})
-    adapters.save(tensors, {"r": rank, "lora_alpha": alpha, "target_modules": layers}, file.parent / "ours", {"base_revision": "x"})
+    adapters.save(tensors, {"r": rank, "lora_alpha": alpha, "target_modules": layers}, {}, file.parent / "ours", {"base_revision": "x"})
     transformer = bases.load(profile.model, "transformer").transformer
-    adapters.load(transformer, file.parent / "ours", "x")
+    adapters.load(egox.Net(transformer, 1.0), file.parent / "ours", "x")
     assert len(layers) == 16
     for layer in layers:
         wanted = source[f"{layer}.lora_B.weight"].double() @ source[f"{layer}.lora_A.weight"].double()

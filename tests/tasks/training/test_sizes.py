@@ -18,23 +18,25 @@ RECIPE = ["clips.frames=17", "clips.exo_size=[448,256]", "clips.ego_size=256", "
 MEASURE = """
 import sys, torch
 from diffusers import WanTransformer3DModel
-from egomill.models import attention, egox, lora
+from types import SimpleNamespace
+from egomill.models import lora
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.training import sizes
 torch.set_num_threads(1)
 profile = Profile.load("local", sys.argv[1:])
 model = WanTransformer3DModel(**sizes.transformer_config(profile))
 parameters = lora.add(model, profile.train.rank, profile.train.alpha, profile.train.targets)
-state = attention.install_gga(model)
+net = of(profile).build(SimpleNamespace(transformer=model, text_encoder=None), profile)
 if profile.train.gradient_checkpointing:
     model.enable_gradient_checkpointing()
 model.train()
-given, ego, state.geometry = sizes._inputs(profile, model.config)
+batch = of(profile).blank(profile, sizes.layout(profile), model.config)
 def status(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is of no interest
 before = status("VmRSS")
-egox.velocity(model, given, ego, torch.zeros(1)).square().mean().backward()
+net(batch, [torch.Generator()]).mean().backward()
 gradients = sum(p.grad.numel() * 4 for p in parameters.values())
 print((status("VmHWM") - before - gradients) / 2**30, sum(p.numel() for p in parameters.values()))
 """

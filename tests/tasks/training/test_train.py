@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from egomill.models import batch, egox, lora
+from egomill.models import egox, lora
 from egomill.schemas.config import Directions, Profile
 from egomill.schemas.fingerprint import content_of
 from egomill.schemas.tables import NO_CONTENT
@@ -26,6 +26,7 @@ from tests.tasks import tiny_lake
 from tests.tasks.lake.listeners import abroad, watched
 from tests.tasks.tiny_lake import run_here
 
+READS = egox.METHOD.reads
 SMALL = ["train.steps=2", "train.rank=4", "train.alpha=8", "train.batch=2", "train.workers=1", "train.checkpoint_every=1"]
 
 
@@ -57,12 +58,12 @@ def test_train_generate_score(built, ray_cluster):
     about = adapters.describe(adapter.folder)
     assert (about["base_revision"], about["mask"], about["rank"], about["step"]) == (bases.revision(profile.model), "coverage", 4, 2)
     fresh = bases.load(profile.model, "transformer").transformer
-    adapters.load(fresh, adapter.folder, about["base_revision"])
+    adapters.load(egox.Net(fresh, 1.0), adapter.folder, about["base_revision"])
     layer = fresh.blocks[0].attn1.to_q
     assert set(layer.scaling.values()) == {2.0}  # alpha / rank came with the file
     assert any(layer.lora_B[k].weight.abs().max() > 0 for k in layer.lora_B)  # and it has learnt
     with pytest.raises(ValueError, match="trained on base"):
-        adapters.load(fresh, adapter.folder, "another")
+        adapters.load(egox.Net(fresh, 1.0), adapter.folder, "another")
 
     held_out = keys[-2:]
     stage = generations.stage(profile, adapter.spec, adapter.folder)
@@ -72,7 +73,7 @@ def test_train_generate_score(built, ray_cluster):
     assert json.loads(made[0]["sampler"])["gga"] == profile.model.gga
     assert run_here(lake, stage, held_out[::-1])[1]["video"] == made[0]["video"]  # same seed, same bytes, whatever the order
     fetch = partial(tracker.folder, adapter.spec)  # as on a machine where the driver's folder is not
-    elsewhere = replace(stage, worker=partial(generations.Generator, profile, stage.worker.args[1], "/not/here", fetch))
+    elsewhere = replace(stage, worker=partial(generations.Generator, profile, "/not/here", fetch))
     assert run_here(lake, elsewhere, held_out)[0]["video"] == made[0]["video"]
     run_here(lake, generations.stage(profile, "base"), held_out)
     base = video.decode(lake.rows("generations", held_out[:1], where="adapter = 'base'")[0]["video"])
@@ -147,7 +148,7 @@ def test_what_was_cut_off_is_dropped_and_what_is_whole_stays(tmp_path):
 def poisoned(lake, profile, release, which, name):
     """A release in which latents of some training clips are not finite; (release, training clips)."""
     revision = bases.revision(profile.model)
-    clips = samples.clips_of(lake, release["tables"], revision, ("train",))
+    clips = samples.clips_of(lake, release["tables"], revision, READS, ("train",))
     rows = lake.rows("latents", [clips[i] for i in which], where=f"model = '{revision}' AND name = 'ego'")
     for row in rows:
         row["tensor"] = pack(unpack(row["tensor"]) * np.float16("nan"))
@@ -186,8 +187,8 @@ def test_batch_after_batch_that_is_not_finite_ends_by_name_and_once(built, ray_c
 def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
     lake, _, profile, release, _ = built
     model, settings = profile.model, profile.train
-    clips = samples.clips_of(lake, release["tables"], bases.revision(model), ("train",))
-    data = samples.Samples(lake, release["tables"], bases.revision(model), clips)
+    clips = samples.clips_of(lake, release["tables"], bases.revision(model), READS, ("train",))
+    data = samples.Samples(lake, release["tables"], bases.revision(model), READS, clips)
 
     def fresh(seed):
         transformer = bases.load(model, "transformer").transformer
@@ -197,15 +198,15 @@ def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
     def advance(transformer, optimiser, step):
         columns = samples.stack(data.get(samples.batch_indices(len(data), 2, 0, step)))
         generators = [samples.noise_generator(0, step, place) for place in range(2)]
-        given = batch.condition(columns, model.mask)
+        batch = egox.make_batch(columns, profile.model_copy(update={"model": model.model_copy(update={"gga": "off"})}), torch.device("cpu"))
         optimiser.zero_grad()
-        egox.training_loss(transformer, given, columns["ego"], generators).mean().backward()
+        egox.Net(transformer, 1.0)(batch, generators).mean().backward()
         optimiser.step()
 
     one, parameters, optimiser = fresh(0)
     for step in range(2):
         advance(one, optimiser, step)
-    adapters.save(lora.state(one), lora.config(one), tmp_path / "adapter", adapters.about(profile, "r", 2, "r1"))
+    adapters.save(lora.state(one), lora.config(one), {}, tmp_path / "adapter", adapters.about(profile, "r", 2, "r1"))
     loop.save(tmp_path, loop.whole_moments(optimiser, parameters), {"step": 2})
     two, others, second = fresh(1)
     assert loop.read_report(tmp_path)["step"] == 2

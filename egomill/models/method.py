@@ -1,0 +1,123 @@
+"""A method is a value: what of a clip it reads, which stages make that, and how it trains and samples. The rest is written once.
+
+Samples and their order, resume, sharding, validation, generation, scores, gate, registry, lineage, sizes and in-the-wild requests ask the
+method of the profile, and know none by name. Another method is a module with a `METHOD`: here, or anywhere on the path, whose dotted name
+then stands in `train.method`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from egomill.models.layout import Layout
+from egomill.schemas.config import Generate, Profile
+
+Names = dict[str, tuple[str, ...]]  # by table: columns, or of a table of one value a row the names of rows
+
+
+class Batch(Protocol):
+    """What a net is given: a frozen dataclass of the method's own, with names and shapes, on the device."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training: `share` of its steps, in which the parameters are trained whose names begin with one of `trains`.
+
+    Names are those within the net: `transformer.` is LoRA's. The optimiser begins anew with each phase; the numbers of steps go on.
+    """
+
+    name: str = "all"
+    share: float = 1.0
+    trains: tuple[str, ...] = ("",)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's own part.
+
+    A net is a module that takes (batch, one generator a sample) and returns the loss of every sample [B], float32. Its `transformer` is the
+    base's, to which LoRA is added; what else it holds is trained and saved beside it under names of its own.
+    """
+
+    name: str  # by which adapters are registered
+    module: str  # where it stands: its code is part of every row and adapter that it makes
+    stages: tuple[str, ...]  # of a rebuild after clips: modules in tasks/stages, or dotted names; each has `stage(profile)`
+    reads: Names  # a training sample; what a row does not have is left out of the sample
+    truth: tuple[str, ...]  # those of its names that generation is not given
+    check: Callable[[Profile, Layout], None]  # ValueError where base and settings do not go with the method
+    build: Callable[[Any, Profile], nn.Module]  # the base's parts and the profile to a net
+    batch: Callable[[Mapping[str, Tensor], Profile, torch.device], Batch]  # a sample's tensors [B, ...] to what the net takes
+    sample: Callable[[Any, Any, Sequence[torch.Generator], Generate], Tensor]  # net, batch, a generator a clip: latents [B, C, f, h, w]
+    parts: tuple[str, ...] = ("transformer",)  # of the base, that the net is built of
+    guided: tuple[str, ...] = ()  # further ones, where generate.guidance is above 1
+    shown: tuple[str, ...] = ()  # latents of a sample that are pictures
+    follows: tuple[str, ...] = ()  # settings of section `model` in which generation follows the adapter's training
+    tied: tuple[str, ...] = ()  # other settings, section.name, that made the rows of the tables: release, adapter and profile agree in them
+    phases: tuple[Phase, ...] = field(default=(Phase(),))
+    references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
+    tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
+    blank: Callable[[Profile, Layout, Any], Batch] | None = None  # a batch of zeros, of the base's configuration: sizes are counted on it
+
+    @property
+    def given(self) -> Names:
+        """What generation reads of a clip."""
+        return {table: tuple(name for name in names if name not in self.truth) for table, names in self.reads.items()}
+
+    def conditioning(self, profile: Profile) -> dict[str, Any]:
+        """What an adapter has to say of how it is conditioned."""
+        said = profile.model_dump()
+        return {name: said["model"][name] for name in self.follows} | {name.rpartition(".")[2]: _at(said, name) for name in self.tied}
+
+    def following(self, profile: Profile, about: Mapping[str, Any]) -> Profile:
+        """The profile, with what `follows` an adapter as its description says."""
+        return profile.model_copy(update={"model": profile.model.model_copy(update={name: about[name] for name in self.follows})})
+
+    def apart(self, profile: Profile, other: Mapping[str, Any]) -> str:
+        """Why rows or an adapter of `other` (a profile's dump, an adapter's description) do not go with the profile; "" where they do."""
+        for name in self.tied:
+            leaf, wanted = name.rpartition(".")[2], _at(profile.model_dump(), name)
+            found = _at(other, name) if name.partition(".")[0] in other else other.get(leaf, _at(Profile(name="").model_dump(), name))
+            if found != wanted:
+                return f"{name} {found!r}, not {wanted!r}"
+        return ""
+
+    def steps(self, total: int) -> list[tuple[Phase, range]]:
+        """The phases of a training of so many steps, with the steps of each."""
+        shares = [phase.share for phase in self.phases]
+        ends = [round(total * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
+        return [(phase, range(first, end)) for phase, first, end in zip(self.phases, [0, *ends], ends, strict=False)]
+
+
+def of(profile: Profile) -> Method:
+    """The method of a profile. ValueError where there is none of that name."""
+    return named(profile.train.method)
+
+
+def named(name: str) -> Method:
+    """See `of`."""
+    module = name if "." in name else f"{__package__}.{name}"
+    try:
+        found = getattr(importlib.import_module(module), "METHOD", None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # the method is there, and what it imports is not
+        found = None
+    if not isinstance(found, Method):
+        known = [file.stem for file in sorted(Path(__file__).parent.glob("*.py")) if "\nMETHOD = " in file.read_text()]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise ValueError(f"train.method is {name!r}, and there is no module {module} with a METHOD; {hint}")
+    return found
+
+
+def _at(said: Mapping[str, Any], name: str) -> Any:
+    section, _, leaf = name.partition(".")
+    return said[section][leaf]

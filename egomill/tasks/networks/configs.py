@@ -1,0 +1,72 @@
+"""What a base's files say of it before any weight is read: where they lie, its parts' configurations, how it cuts a video up."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from egomill.models.layout import Layout
+from egomill.models.method import of
+from egomill.schemas.config import Model, Profile
+
+EMBEDDED = Path(__file__).parents[2] / "assets" / "base"
+# config.json of the transformer, for the hub ids of the profiles that come with the package: sizes need no download.
+KNOWN = {
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 40,
+        "attention_head_dim": 128,
+        "in_channels": 36,
+        "out_channels": 16,
+        "text_dim": 4096,
+        "freq_dim": 256,
+        "ffn_dim": 13824,
+        "num_layers": 40,
+        "cross_attn_norm": True,
+        "image_dim": 1280,
+        "added_kv_proj_dim": 5120,
+        "rope_max_seq_len": 1024,
+    }
+}
+
+
+def resolve(base: str, revision: str | None = None) -> Path:
+    """The folder of a base: "embedded", a folder, or a hub id (which alone may download). ValueError where there is nothing of the kind."""
+    folder = EMBEDDED if base == "embedded" else Path(base)
+    if (folder / "model_index.json").is_file():
+        return folder
+    if base == "embedded" or folder.exists() or len(folder.parts) != 2:
+        raise ValueError(f"{folder} is no folder with a model_index.json")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    return Path(snapshot_download(base, revision=revision or None, allow_patterns=patterns))
+
+
+def part_config(base: str, part: str) -> dict[str, Any]:
+    """The configuration of a base's part, of a hub id that is known here without a download; {} where its folder has no such part."""
+    folder = EMBEDDED if base == "embedded" else Path(base)
+    if not folder.is_dir() and base in KNOWN:
+        return KNOWN[base] if part == "transformer" else {}
+    path = folder / part / "config.json"
+    return {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")} if path.is_file() else {}
+
+
+def layout(model: Model) -> Layout:
+    """How the base cuts a video up. ValueError where there is no such base."""
+    return _layout(model.base, model.revision)
+
+
+@lru_cache(maxsize=8)
+def _layout(base: str, revision: str) -> Layout:
+    where = base if base in KNOWN else str(resolve(base, revision or None))
+    return Layout.of(part_config(where, "vae"), part_config(where, "transformer") or part_config(where, "unet"))
+
+
+def check(profile: Profile) -> None:
+    """ValueError where the sizes of clips, the base and the method do not go together."""
+    cut, recipe = layout(profile.model), profile.clips
+    cut.check(recipe.frames, *recipe.exo_size, recipe.ego_size)
+    of(profile).check(profile, cut)
