@@ -32,7 +32,7 @@ def test_a_name_of_ray_s_for_this_machine_is_no_cluster(monkeypatch):
 def test_other_code_is_refused_by_name():
     parts = code_parts("egomill.tasks.stages.captions")
     check_code(parts, "egomill.tasks.stages.captions")
-    with pytest.raises(RuntimeError, match=r"other code .*: egomill\.tasks\.views$"):
+    with pytest.raises(RuntimeError, match=r"other code .*: egomill\.tasks\.media\.views$"):
         check_code({**parts, "egomill.tasks.media.views": "0"}, "egomill.tasks.stages.captions")
     mine = code_parts("tests.tasks.tiny_lake")  # a user's own: itself, and what of ours it reaches
     assert {"tests.tasks.tiny_lake", "egomill.kernels.cameras"} < mine.keys()

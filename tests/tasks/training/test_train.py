@@ -221,9 +221,8 @@ def test_a_checkpoint_holds_all_that_the_next_step_needs(built, tmp_path):
 def test_a_damaged_row_ends_the_training_by_name(built, ray_cluster, monkeypatch):
     monkeypatch.setattr(train, "RESTARTS", 0)
     lake, keys, profile, release, tracker = built
-    (row,) = lake.rows("latents", keys[:1], where="name = 'ego'")
-    other = pack(unpack(row["tensor"]) + 1)
-    lake.upsert("latents", [{**row, "tensor": other}])  # under the digest of the values that were committed
+    row, other = (lake.rows("latents", keys[:1], where=f"name = '{name}'")[0] for name in ("ego", "exo"))
+    lake.upsert("latents", [{**row, "tensor": other["tensor"]}])  # under the digest of the values that were committed
     damaged = {**release, "name": "damaged", "tables": {**release["tables"], "latents": lake.version("latents")}}
     with pytest.raises(Damaged, match=f"row {keys[0]} .* of table latents is not what was committed: `egomill repair`"):
         train.train(lake, damaged, with_(profile, batch=4), tracker, "night")
