@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Container
@@ -99,8 +100,9 @@ def _source(module: str) -> str | None:
     """The text of a module, None for what has none. One of this package is found by its path: `find_spec` would run what lies above."""
     package, *names = module.split(".")
     if package != PACKAGE:  # a stage or a method of a user's own
-        file = getattr(sys.modules.get(module), "__file__", None)
-        return Path(file).read_text() if file and file.endswith(".py") else None
+        found = sys.modules.get(module) or importlib.util.find_spec(module)
+        origin = getattr(found, "__file__", None) or getattr(found, "origin", None) or ""
+        return Path(origin).read_text() if origin.endswith(".py") else None
     path = Path(__file__).parent.parent.joinpath(*names)
     file = next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
     return file.read_text() if file else None

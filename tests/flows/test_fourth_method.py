@@ -35,7 +35,7 @@ def test_a_fourth_method_is_a_file_of_its_own(tmp_path, ray_cluster):
     night = retrain.fn(lake.uri, settings=SETTINGS)
     assert (night["adapter"], night["trained"], night["promoted"]) == ("toy@v1", True, True), night["why"]
     assert retrain.fn(lake.uri, settings=SETTINGS)["trained"] is False
-    adapter = Tracker.beside(lake.uri).find("toy@champion")
+    adapter = Tracker.beside(lake.uri).resolve("toy@champion")
     assert adapters.describe(adapter.folder)["method"] == "toy"
     weights = adapters._all(adapter.folder)
     assert weights.keys() == {"linear.weight", "linear.bias"}
