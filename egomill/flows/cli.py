@@ -24,6 +24,8 @@ from egomill.schemas.text import plain
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 releases_app = typer.Typer(no_args_is_help=True, help="Releases: named, protected versions of all tables.")
 app.add_typer(releases_app, name="release")
+lake_app = typer.Typer(no_args_is_help=True, help="The lake as a whole.")
+app.add_typer(lake_app, name="lake")
 out, err = Terminal(), Terminal(stderr=True)
 
 
@@ -414,6 +416,34 @@ def repair(lake: Lake = "lake", json_: Json = False) -> None:
 
     _answer(answer, json_, show)
     raise typer.Exit(1 if lost else 0)
+
+
+@lake_app.command("upgrade")
+def upgrade(lake: Lake = "lake", json_: Json = False) -> None:
+    """Bring a lake that an earlier version made to the present format. Computes nothing; killed, the same command finishes it.
+
+    The recipes of rows name code, which has changed too: `egomill adopt` each stage afterwards.
+    """
+    from egomill.flows.verbs import upgrade as flow
+
+    answer = flow(lake)
+
+    def show() -> None:
+        if answer["was"] == answer["format"]:
+            out.print(f"{answer['lake']} is of format {answer['format']} already", highlight=False, soft_wrap=True, markup=False)
+            return
+        told = ", ".join(f"{n} of {table}" for table, n in answer["restamped"].items() if n)
+        made = f"latents of {answer['clips']} clips at {answer['versions']} versions"
+        out.print(
+            f"format {answer['was']} to {answer['format']}: {made}; rows relabelled: {told or 'none'}", highlight=False, soft_wrap=True
+        )
+
+    _answer(answer, json_, show)
+
+
+@lake_app.callback()
+def _lake() -> None:
+    pass
 
 
 @app.command()

@@ -13,6 +13,7 @@ from egomill.tasks.keeping import forget as forgetting
 from egomill.tasks.keeping import plan as planning
 from egomill.tasks.keeping import rederive
 from egomill.tasks.keeping import repair as repairing
+from egomill.tasks.keeping import upgrade as upgrading
 from egomill.tasks.keeping import verify as verifying
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.runs import recorded
@@ -85,6 +86,11 @@ def repair(lake: str) -> dict[str, Any]:
         answer["mended"] = mended + answer["mended"]
         run.detail = json.dumps(answer)
         return answer
+
+
+def upgrade(lake: str) -> dict[str, Any]:
+    """Bring a lake of an earlier format to the present one (tasks/keeping/upgrade.py)."""
+    return upgrading.upgrade(lake)
 
 
 def forget(lake: str, take: str, tracking: str = "") -> dict[str, Any]:

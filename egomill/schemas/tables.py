@@ -32,6 +32,28 @@ def _derived(keys: str, /, **columns: pa.DataType) -> pa.Schema:
 
 MADE = ("fingerprint", "run_id", "content", "recipe", "inputs")
 NO_CONTENT = (*MADE, "seconds")  # how long something took comes out otherwise each time
+FORMAT = 2  # of a lake: 1 held a clip's latents in one row (tasks/keeping/upgrade.py)
+FOLDERS = {"latents": "tensors"}  # where a table does not lie in a folder of its name: `latents` is that of format 1
+LATER = {"clips": ("more_views",)}  # columns that came to a format: null in older rows, and no part of a row's content where they are null
+
+# An exo view of a clip. The first one's columns are the clip's own.
+VIEW: dict[str, pa.DataType] = {
+    "exo_cam": _S,
+    "exo_video": _S,
+    "exo_camera": _S,  # JSON of Camera at the profile's exo picture: after crop and resize
+    "exo_crop": pa.list_(_I),  # left, top, width, height in source pixels, then resized to the profile's exo size
+    "exo_lens": _S,  # JSON of Camera of the source video where the recipe undistorts, else ""
+    "T_world_exo": TENSOR,  # [4, 4] float64
+    "depth_path": _S,
+    "depth_kind": _S,
+    "depth_focal": _F,  # of z-depth: the focal length that its network was told, over the lens' own
+    "depth_files": _S,  # digest of the sidecar files of this view, "" without
+    "overlap": _F,
+    "motion": _F,
+    "blur": _F,
+    "exposure": _F,
+    "why": _S,  # chosen, or why not
+}
 
 
 TABLES: dict[str, pa.Schema] = {
@@ -58,7 +80,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     # One row a candidate window; `chosen` ones go on.
     "clips": _derived(
-        "clip_id",  # take_uid.cam.start
+        "clip_id",  # take_uid.cam.start, of the first view
         take_uid=_S,
         take_name=_S,
         split=_S,  # train, test (held-out window of a training take), unseen (window of a held-out take)
@@ -90,6 +112,7 @@ TABLES: dict[str, pa.Schema] = {
         pose_coverage=_F,
         task=_S,  # of the take
         description=_S,  # what annotators wrote for the window, one sentence after the other
+        more_views=pa.list_(pa.struct(VIEW)),  # of the same moment, in order, after the first; null where there are none
     ),
     "depth": _derived(
         "clip_id",
@@ -195,6 +218,11 @@ def take_of(table: str, key: tuple[str, ...]) -> str:
 
 LONG = ("latents",)  # of one value a row: what is read of them are names of rows, not columns
 RELEASED = ("takes", "clips", "depth", "priors", "directions", "captions", "latents")  # what a release pins
+
+
+def silent(table: str, row: dict) -> tuple[str, ...]:
+    """The columns that are no part of a row's content."""
+    return (*NO_CONTENT, *(column for column in LATER.get(table, ()) if row.get(column) is None))
 
 
 def as_stored(table: str, rows: list[dict]) -> list[dict]:

@@ -50,7 +50,7 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
         raise Damaged(f"release {name!r} refused: {', '.join(gone)} of {lake.uri} cannot be read: `egomill repair`, then rebuild")
     for table, version in tables.items():
         lake.tag(table, version, f"release-{name}")
-    lake.note(_place(name), json.dumps({"files": files, "digest": digest(files)}))
+    note_files(lake, name, files)
     row = {
         "name": name,
         "created": datetime.now(UTC),
@@ -63,6 +63,11 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
     }
     lake.upsert("releases", [row])
     return _open(lake.rows("releases", [name])[0]), True
+
+
+def note_files(lake: Lake, name: str, files: dict[str, dict[str, str]]) -> None:
+    """Keep what `file_digests` gives."""
+    lake.note(_place(name), json.dumps({"files": files, "digest": digest(files)}))
 
 
 def file_digests(lake: Lake, name: str) -> dict[str, dict[str, str]] | None:

@@ -35,7 +35,7 @@ from egomill.schemas.config import Resources
 from egomill.schemas.fingerprint import check_code, code_parts, content_of, digest
 from egomill.schemas.item import Item
 from egomill.schemas.outcome import Rejected, Report, StageFailed
-from egomill.schemas.tables import KEYS, LONG, NO_CONTENT, TABLES, as_stored
+from egomill.schemas.tables import KEYS, LONG, TABLES, as_stored, silent
 from egomill.tasks.lake import recipes
 from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
 from egomill.tasks.lake.watch import Journal, Watch
@@ -537,7 +537,7 @@ def finished(stage: Stage, key: str, result: dict | list[dict]) -> list[dict]:
     """A worker's answer as rows of the stage's table, with their content: its own word for it, or the digest of all values."""
     rows = result if isinstance(result, list) else [{stage.parent: key, **result}]
     stored = as_stored(stage.name, [{**r, **stage.constants} for r in rows])
-    return [{**r, "content": r["content"] or content_of(r, NO_CONTENT)} for r in stored]
+    return [{**r, "content": r["content"] or content_of(r, silent(stage.name, r))} for r in stored]
 
 
 @contextmanager

@@ -42,13 +42,15 @@ from lance.fragment import FragmentMetadata, LanceFragment, write_fragments  # n
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem  # noqa: E402
 
 from egomill.schemas.fingerprint import content_of, digest  # noqa: E402
-from egomill.schemas.tables import KEYS, MADE, NO_CONTENT, TABLES, take_of  # noqa: E402
+from egomill.schemas.tables import FOLDERS, FORMAT, KEYS, MADE, NO_CONTENT, TABLES, take_of  # noqa: E402
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files of no version for a dead writer's
 FILE_BYTES = 256 * 2**20  # what compaction aims at
 INDEX_ROWS = 20_000
 _ATTEMPTS = 200
+FORMAT_NOTE = "format.json"
+_FORMATS: set[str] = set()  # lakes that this process knows to be of the present one
 NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EMFILE, errno.ENFILE)  # no file is other than it was
 
 
@@ -67,7 +69,33 @@ class Lake:
             object.__setattr__(self, "uri", os.path.abspath(self.uri))
 
     def path(self, table: str) -> str:
-        return f"{self.uri.rstrip('/')}/{table}.lance"
+        return f"{self.uri.rstrip('/')}/{FOLDERS.get(table, table)}.lance"
+
+    def known(self, writes: bool = False) -> None:
+        """ValueError where the lake is of another format than this version's. One that is about to be made says its own first."""
+        if self.uri in _FORMATS:
+            return
+        said = self.noted(FORMAT_NOTE)
+        if said is None:
+            store, root = self._store()
+            there = store.get_file_info(FileSelector(root, allow_not_found=True))
+            if any(file.base_name.endswith(".lance") for file in there):
+                todo = f"`egomill lake upgrade --lake {self.uri}`"
+                raise ValueError(f"lake {self.uri} is of format 1, and this version of Egomill knows {FORMAT}: {todo}")
+            if writes:
+                self.note(FORMAT_NOTE, json.dumps({"format": FORMAT}))
+                _FORMATS.add(self.uri)
+            return
+        try:
+            number = json.loads(said)["format"]
+        except (ValueError, TypeError, KeyError):
+            number = "nobody knows which"
+        if number != FORMAT:
+            raise ValueError(
+                f"lake {self.uri} is of format {number} ({FORMAT_NOTE}), and this version of Egomill knows {FORMAT}: take the version that "
+                "wrote it, or a newer one. Nothing was changed"
+            )
+        _FORMATS.add(self.uri)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -76,12 +104,14 @@ class Lake:
         where it is there and cannot be opened."""
         if table not in TABLES:
             raise ValueError(f"no table {table!r}; known: {', '.join(TABLES)}")
+        self.known()
         with self._readable(table, version):
             try:
                 return lance.dataset(self.path(table), version=version)
             except ValueError as error:
                 if version is not None or "was not found" not in str(error):
                     raise
+        self.known(writes=True)
         try:  # without retries: `write_dataset(mode="create")` tries again, and its second try empties what another process has made
             lance.LanceDataset.commit(
                 self.path(table),
@@ -100,6 +130,7 @@ class Lake:
 
     def exists(self, table: str) -> bool:
         """Whether the table is there, readable or not."""
+        self.known()
         try:
             lance.dataset(self.path(table))
         except ValueError as error:
@@ -521,11 +552,31 @@ class Lake:
 
 
 @dataclass(frozen=True)
+class Upgrading(Lake):
+    """A lake that is being brought to the present format, which is not asked for meanwhile. Of the tables named in `former` those of the
+    format before are meant."""
+
+    former: tuple[str, ...] = ()
+
+    def path(self, table: str) -> str:
+        return f"{self.uri.rstrip('/')}/{table}.lance" if table in self.former else super().path(table)
+
+    def known(self, writes: bool = False) -> None:
+        pass
+
+    def remove(self, table: str) -> None:
+        """Delete a table's folder, whatever is in it."""
+        store, root = self._store(table)
+        with contextlib.suppress(FileNotFoundError):
+            store.delete_dir(root)
+
+
+@dataclass(frozen=True)
 class Glimpse(Lake):
     """A lake to look at: a table that is not there reads as empty, and nothing can be written."""
 
     def open(self, table: str, version: int | None = None) -> lance.LanceDataset:
-        if table in TABLES and not self.exists(table):
+        if table in TABLES and not self.exists(table):  # which asks for the lake's format, too
             return lance.write_dataset(TABLES[table].empty_table(), "memory://", mode="overwrite", **_STORAGE)
         return super().open(table, version)
 

@@ -24,6 +24,11 @@ EXO_COLUMNS = (*_WINDOW, "exo_video", "exo_crop", "exo_camera", "exo_lens")
 EGO_COLUMNS = (*_WINDOW, "ego_video", "ego_camera")
 
 
+def of(clip: dict) -> list[dict]:
+    """A clip's exo views in their order: each a clip of that view alone, which all that takes a clip's exo view takes."""
+    return [clip, *({**clip, **view, "more_views": None} for view in clip.get("more_views") or ())]
+
+
 def frame_numbers(clip: dict) -> ndarray:
     """The clip's frames as numbers of its source videos."""
     return clip["start"] + clip["stride"] * np.arange(clip["frames"])
