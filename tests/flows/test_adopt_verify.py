@@ -32,7 +32,7 @@ def edited(folder: Path, **changes: tuple[str, str]) -> Path:
     """A copy of the package in which text of files in tasks/ is replaced."""
     shutil.copytree(Path(egomill.__file__).parent, folder / "egomill", ignore=shutil.ignore_patterns("__pycache__"))
     for name, (old, new) in changes.items():
-        file = folder / "egomill" / "tasks" / f"{name}.py"
+        file = folder / "egomill" / "tasks" / "stages" / f"{name}.py"
         assert old in file.read_text()
         file.write_text(file.read_text().replace(old, new))
     return folder

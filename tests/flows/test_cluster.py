@@ -58,7 +58,7 @@ class Driver:
         self._change("tasks/lake/stage.py", at, SAYS.format(places=str(self.places), what="stage.name").replace("\n    ", "\n        "))
         at = "        fragments, outcomes, made, size = [], [], [], 0\n"
         self._change("tasks/lake/stage.py", at, HOLDS.format(hold=str(self.hold), held=str(self.held)))
-        at = "    check_code(plan.code, __name__, method.module)\n"
+        at = "    check_code(plan.code)\n"
         self._change("tasks/training/loop.py", at, SAYS.format(places=str(self.places), what='"training"'))
         decoy = folder / "elsewhere" / "egomill"
         decoy.mkdir(parents=True)

@@ -69,7 +69,7 @@ def differences(table: str, old: list[dict], new: list[dict] | Rejected | Except
     found += [{"row": name, "column": "", "what": "is new"} for name in sorted(after.keys() - before.keys())]
     for name in sorted(before.keys() & after.keys()):
         for column in TABLES[table]:
-            a, b = before[name][column.name], after[name][column.name]
+            a, b = before[name].get(column.name), after[name].get(column.name)
             if column.name not in NO_CONTENT and content_of({"": a}) != content_of({"": b}):
                 far, what = _distance(column.type, a, b)
                 if far > tolerance:

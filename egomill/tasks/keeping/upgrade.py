@@ -134,7 +134,7 @@ def _marks(row: dict) -> tuple:
 def long(row: dict) -> list[dict]:
     """A row of format 1 as rows of format 2."""
     names = [name for name in NAMES if row.get(name) is not None]
-    about = {name: row[name] for name in ("clip_id", "model", *MADE)} | {"names": names}
+    about = {name: row[name] for name in ("clip_id", "model", *MADE)} | {"names": sorted(names)}
     stored = as_stored("latents", [{**about, "name": name, "tensor": row[name]} for name in names])
     return [{**one, "content": content_of(one, silent("latents", one))} for one in stored]
 

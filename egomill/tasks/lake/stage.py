@@ -389,7 +389,7 @@ class Actor:
         seconds = resources.timeouts.get(stage.name, resources.timeout)
         self.watch = Watch(Path(tempfile.gettempdir()) / f"egomill-{me}.words", ask, seconds, resources.timeout_per_second)
         self.watch.making(f"worker {me}")
-        check_code(stage.parts["code"], stage.module, *stage.also)  # which the driver wrote down
+        check_code(stage.parts["code"])  # which the driver wrote down
         self.worker = stage.worker()
         self.watch.made(f"worker {me}")
 

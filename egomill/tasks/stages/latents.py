@@ -65,7 +65,7 @@ class Encoder:
         made = {**latents, "cover": cover_cells(torch.from_numpy(valid)[None], self.layout)[0], "text": text}
         if image is not None:
             made["image"] = image[0]
-        about = {"clip_id": clip["clip_id"], "names": list(made)}
+        about = {"clip_id": clip["clip_id"], "names": sorted(made)}
         return [{**about, "name": name, "tensor": _half(tensor)} for name, tensor in made.items()]
 
 

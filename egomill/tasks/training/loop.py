@@ -114,7 +114,7 @@ def begin(plan: Plan, folder: Path | None) -> Work:
     from ray.train.torch import get_device
 
     settings, model, device, method = plan.profile.train, plan.profile.model, get_device(), of(plan.profile)
-    check_code(plan.code, __name__, method.module)
+    check_code(plan.code)
     assert isinstance(device, torch.device)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
