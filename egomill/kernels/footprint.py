@@ -10,6 +10,7 @@ that a grazing surface is not invented between samples that are far apart.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ def pixel_angle(camera: Camera, dtype: torch.dtype = torch.float32, device: torc
         steps.append((padded.narrow(axis, 0, step.shape[axis] + 1) + padded.narrow(axis, 1, step.shape[axis] + 1)) / 2)
     angle = (steps[0] + steps[1]) / 2
     return torch.where(angle.isfinite(), angle, angle.nanmedian()).to(dtype=dtype, device=device)
+
+
+class Projected(NamedTuple):
+    """Points in the picture: pixels [n, 2], distance [n] from the centre, radius [n] in pixels, index [n] into the cloud."""
+
+    pixels: Tensor
+    distance: Tensor
+    radius: Tensor
+    index: Tensor
 
 
 def depth_edges(depth: Tensor, threshold: float = 0.1, window: int = 5, flat: float = 0.02) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from egomill.kernels.cameras import Camera
-from egomill.kernels.footprint import pixel_angle
+from egomill.kernels.footprint import Projected, pixel_angle
 from egomill.kernels.poses import inverse, transform
 
 SMALLEST = 0.75  # pixels; a disc of at least sqrt(1/2) always covers a pixel centre, so that no visible point vanishes
@@ -32,15 +32,6 @@ class Splat(NamedTuple):
     image: Tensor
     depth: Tensor
     valid: Tensor
-
-
-class Projected(NamedTuple):
-    """Points in the picture: pixels [n, 2], distance [n] from the centre, radius [n] in pixels, index [n] into the cloud."""
-
-    pixels: Tensor
-    distance: Tensor
-    radius: Tensor
-    index: Tensor
 
 
 def splat(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from egomill.kernels.splat import Projected
+from egomill.kernels.footprint import Projected
 
 PER_PIXEL = 64  # discs kept per pixel, nearest first; PyTorch3D allows up to 150
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from egomill.kernels.gga import Geometry
+from egomill.kernels.gga_geometry import Geometry
 from egomill.models.layout import Layout
 from egomill.models.method import Method
 from egomill.schemas.config import Generate, Profile

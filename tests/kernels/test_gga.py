@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egomill.kernels import gga
-from egomill.kernels.gga import Geometry, attend, chunked, dense, log_weight
+from egomill.kernels.gga import attend, chunked, dense
+from egomill.kernels.gga_geometry import Geometry, log_weight
 
 
 def geometry(batch=2, f=3, h=2, w_exo=3, w_ego=2, **more) -> Geometry:
