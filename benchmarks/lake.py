@@ -27,7 +27,9 @@ from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Report
 from egomill.tasks.keeping import lineage
 from egomill.tasks.lake import releases
-from egomill.tasks.lake.stage import Stage, pending, run
+from egomill.tasks.lake.pending import pending
+from egomill.tasks.lake.runner import run
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, one_of
 from egomill.tasks.stages import clips
 

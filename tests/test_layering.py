@@ -29,7 +29,7 @@ ONLY_HERE = {
     "lance": {"tasks/lake/tables.py"},
     "mlflow": {"tasks/lake/tracking.py"},
     "prefect": {"flows"},
-    "ray": {"tasks/lake/stage.py", "tasks/lake/cluster.py", "tasks/training/train.py", "tasks/training/loop.py"},
+    "ray": {"tasks/lake/actors.py", "tasks/lake/cluster.py", "tasks/training/train.py", "tasks/training/loop.py"},
 }
 NEVER_IN_KERNELS = {"ray", "lance", "prefect", "mlflow", "pyarrow", "av", "pydantic"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -533,7 +533,7 @@ def failures(
 
     at = ask(lake)
     if retry:
-        from egomill.tasks.lake import stage as stages
+        from egomill.tasks.lake import runner as stages
 
         again = {"pending": stages.retry(Tables(lake), retry, stage)}
         return _answer(again, json_, lambda: out.print(f"{again['pending']} rows are pending again: rebuild, and they are tried"))

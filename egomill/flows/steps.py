@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from egomill.flows.terminal import Terminal
 from egomill.schemas.outcome import Report, StageFailed
 from egomill.schemas.text import plain
-from egomill.tasks.lake import stage as stages
+from egomill.tasks.lake import runner
 from egomill.tasks.lake.runs import Run
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
@@ -94,7 +94,7 @@ def make(run: Run, stage: Stage, **inputs: Any) -> Report:
     """Run a stage and keep its report, whether it succeeds or fails."""
     with _bar(stage.id) as advance:
         try:
-            report = do(stage.id, stages.run, stage, run.lake, run.id, run.profile.resources, progress=advance, **inputs)
+            report = do(stage.id, runner.run, stage, run.lake, run.id, run.profile.resources, progress=advance, **inputs)
         except StageFailed as error:
             _tell(run, run.add(error.args[0]))
             raise

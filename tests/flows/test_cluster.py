@@ -55,9 +55,9 @@ class Driver:
         self.places, self.hold, self.held = (folder / name for name in ("places", "hold", "held"))
         shutil.copytree(PACKAGE, folder / "driver" / "egomill", ignore=shutil.ignore_patterns("__pycache__"))
         at = '        self.watch.made(f"worker {me}")\n'
-        self._change("tasks/lake/stage.py", at, SAYS.format(places=str(self.places), what="stage.name").replace("\n    ", "\n        "))
+        self._change("tasks/lake/actors.py", at, SAYS.format(places=str(self.places), what="stage.name").replace("\n    ", "\n        "))
         at = "        fragments, outcomes, made, size = [], [], [], 0\n"
-        self._change("tasks/lake/stage.py", at, HOLDS.format(hold=str(self.hold), held=str(self.held)))
+        self._change("tasks/lake/actors.py", at, HOLDS.format(hold=str(self.hold), held=str(self.held)))
         at = "    check_code(plan.code)\n"
         self._change("tasks/training/loop.py", at, SAYS.format(places=str(self.places), what='"training"'))
         decoy = folder / "elsewhere" / "egomill"

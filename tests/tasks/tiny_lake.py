@@ -17,7 +17,8 @@ from egomill.schemas.fingerprint import content_of
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import NO_CONTENT, as_stored
 from egomill.schemas.tensors import pack, pack_depth
-from egomill.tasks.lake.stage import Stage, finished, handed, read_rows
+from egomill.tasks.lake.rows import finished, handed, read_rows
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.media import video
 

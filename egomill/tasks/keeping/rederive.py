@@ -14,7 +14,8 @@ from egomill.schemas.item import Item
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import KEYS, NO_CONTENT, TABLES
 from egomill.schemas.tensors import DEPTH, TENSOR, unpack, unpack_depth
-from egomill.tasks.lake.stage import Stage, finished, handed, one_thread, read_rows
+from egomill.tasks.lake.rows import finished, handed, one_thread, read_rows
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, one_of
 from egomill.tasks.media import sources
 

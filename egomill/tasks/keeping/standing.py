@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from egomill.schemas.item import Item
-from egomill.tasks.lake.stage import Stage, pending
+from egomill.tasks.lake.pending import pending
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, one_of
 
 

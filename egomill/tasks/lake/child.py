@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def each(shards: list[list[dict]], at_once: int, threads: int, arguments: bytes) -> Iterator[Any]:
-    """What `Actor(**arguments).work(shard)` returns, of every shard, as they finish; `arguments` come pickled."""
+    """What an actor's `work(shard)` returns, of every shard, as they finish; its class and arguments come pickled."""
     todo = deque(shards)
     busy = [Child(arguments, threads, todo.popleft()) for _ in range(min(at_once, len(shards)))]
     try:
@@ -127,16 +127,14 @@ def main(descriptor: int, parent: int, me: str) -> None:
         tell(method, *arguments)
         return json.loads(pipe.recv_bytes()) if method == "begin" else None
 
-    arguments, actor = pipe.recv(), None
+    (make, arguments), actor = pipe.recv(), None
     while True:
         try:
             shard = json.loads(pipe.recv_bytes())
         except EOFError:
             return
         try:
-            from egomill.tasks.lake.stage import Actor
-
-            actor = actor or Actor(**arguments, me=me, ask=ask)
+            actor = actor or make(**arguments, me=me, ask=ask)
             tell("done", actor.work(shard))
         except Exception as error:
             plain = type(error).__module__ == "builtins" and all(isinstance(a, str | int) for a in error.args)

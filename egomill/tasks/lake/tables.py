@@ -602,6 +602,11 @@ def one_of(column: str, values: Iterable[Any]) -> str:
     return f"{column} IN ({quoted})" if quoted else "false"
 
 
+def all_of(*conditions: str) -> str:
+    """SQL conditions in one; "" is none."""
+    return " AND ".join(f"({condition})" for condition in conditions if condition)
+
+
 def intact(table: str, row: dict) -> None:
     """Damaged where the values of a row, all columns of it, are not those that were committed."""
     if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):

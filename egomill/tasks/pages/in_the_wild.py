@@ -31,7 +31,8 @@ from egomill.schemas.outcome import REASONS, Rejected
 from egomill.schemas.tables import LONG, as_stored
 from egomill.schemas.tensors import pack, unpack
 from egomill.tasks.lake import runs
-from egomill.tasks.lake.stage import Stage, finished, handed, one_thread
+from egomill.tasks.lake.rows import finished, handed, one_thread
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.media import video, views
 from egomill.tasks.media.trajectory import read_tum
 from egomill.tasks.media.untrusted import Bad, load_json, numbers

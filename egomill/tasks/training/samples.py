@@ -20,7 +20,7 @@ from torch import Tensor
 from egomill.models.method import Names
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tensors import unpack
-from egomill.tasks.lake.stage import handed, read_rows
+from egomill.tasks.lake.rows import handed, read_rows
 from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
 
 

@@ -20,7 +20,9 @@ from egomill.schemas.tensors import pack
 from egomill.tasks.keeping import repair
 from egomill.tasks.lake import releases
 from egomill.tasks.lake import tables as lakes
-from egomill.tasks.lake.stage import Stage, handed, pending, read_rows
+from egomill.tasks.lake.pending import pending
+from egomill.tasks.lake.rows import handed, read_rows
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Damaged, Lake
 from egomill.tasks.training.samples import Samples, clips_of
 

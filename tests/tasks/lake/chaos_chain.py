@@ -22,7 +22,8 @@ from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import KEYS
 from egomill.schemas.tensors import pack
 from egomill.tasks.lake.cluster import connect
-from egomill.tasks.lake.stage import Stage, run
+from egomill.tasks.lake.runner import run
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 
 TABLES = ("takes", "clips", "captions")

@@ -20,7 +20,7 @@ import pytest
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
 from egomill.schemas.tables import KEYS
-from egomill.tasks.lake.stage import run
+from egomill.tasks.lake.runner import run
 from egomill.tasks.lake.tables import Lake
 from tests.tasks.lake import chaos_chain
 

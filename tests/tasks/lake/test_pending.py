@@ -3,7 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from egomill.tasks.lake.stage import Stage, pending
+from egomill.tasks.lake.pending import pending
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 
 

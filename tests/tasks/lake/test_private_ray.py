@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from egomill.schemas.config import Resources
-from egomill.tasks.lake import cluster, stage
+from egomill.tasks.lake import actors, cluster, runner
 from egomill.tasks.lake.tables import Lake
 from tests.tasks.lake.listeners import abroad, listeners
 from tests.tasks.lake.test_stage import add_clips, toy
@@ -39,10 +39,10 @@ def test_while_a_stage_runs_only_its_own_processes_may_talk_to_its_ray(tmp_path,
     from ray import get_runtime_context
     from ray._private import worker
 
-    monkeypatch.setattr(stage, "FEW", 0)
+    monkeypatch.setattr(actors, "FEW", 0)
     lake, open_ = Lake(str(tmp_path)), {}
     add_clips(lake, ["a", "b", "c"])
-    stage.run(toy(), lake, "r1", Resources(shard=1), progress=lambda *_: open_.update(listeners()))
+    runner.run(toy(), lake, "r1", Resources(shard=1), progress=lambda *_: open_.update(listeners()))
     assert {"gcs_server", "raylet"} < set(open_.values())
     assert any(name.startswith("ray::") for name in open_.values())  # a worker, at work or between two rows
     assert abroad(open_) == {}

@@ -18,8 +18,10 @@ from egomill.schemas.fingerprint import content_of
 from egomill.schemas.item import Item
 from egomill.schemas.outcome import FAULTS, Rejected, StageFailed
 from egomill.schemas.tables import NO_CONTENT, TABLES
-from egomill.tasks.lake import stage
-from egomill.tasks.lake.stage import Stage, pending, retry, run
+from egomill.tasks.lake import actors
+from egomill.tasks.lake.pending import pending
+from egomill.tasks.lake.runner import retry, run
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 
 
@@ -28,7 +30,7 @@ def way(request, monkeypatch):
     """What is promised of rows holds whoever makes them: processes of our own, or Ray's. Other tests' rows are few."""
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
-    monkeypatch.setattr(stage, "FEW", 0 if request.param == "ray" else 100)
+    monkeypatch.setattr(actors, "FEW", 0 if request.param == "ray" else 100)
 
 
 def toy(text: str = "hello", calls: str = "") -> Stage:

@@ -21,7 +21,7 @@ from egomill.scenes.take import simulate
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack, unpack_depth
-from egomill.tasks.lake.stage import opened
+from egomill.tasks.lake.rows import opened
 from egomill.tasks.media import video, views
 from egomill.tasks.media.sources import discover
 from egomill.tasks.media.trajectory import read_tum

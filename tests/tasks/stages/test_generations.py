@@ -14,7 +14,8 @@ import pytest
 
 from egomill.schemas.config import Profile, Resources
 from egomill.schemas.outcome import StageFailed
-from egomill.tasks.lake.stage import Stage, run
+from egomill.tasks.lake.runner import run
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.stages import generations, latents
 from tests.tasks import tiny_lake

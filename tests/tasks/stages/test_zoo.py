@@ -13,7 +13,7 @@ import pytest
 
 from egomill.schemas.config import Profile, Resources
 from egomill.schemas.outcome import REASONS, Rejected
-from egomill.tasks.lake.stage import run
+from egomill.tasks.lake.runner import run
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.media.sources import discover
 from egomill.tasks.stages import clips, depth, takes
