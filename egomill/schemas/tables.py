@@ -220,6 +220,11 @@ LONG = ("latents",)  # of one value a row: what is read of them are names of row
 RELEASED = ("takes", "clips", "depth", "priors", "directions", "captions", "latents")  # what a release pins
 
 
+def columns(table: str) -> str:
+    """The shape of a table, as recipes have it: what was added to a format later makes no row another."""
+    return str(pa.schema([field for field in TABLES[table] if field.name not in LATER.get(table, ())]))
+
+
 def silent(table: str, row: dict) -> tuple[str, ...]:
     """The columns that are no part of a row's content."""
     return (*NO_CONTENT, *(column for column in LATER.get(table, ()) if row.get(column) is None))

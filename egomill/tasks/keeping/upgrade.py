@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from egomill.schemas.fingerprint import content_of, digest
-from egomill.schemas.tables import FORMAT, TABLES, as_stored, silent
+from egomill.schemas.tables import FORMAT, TABLES, as_stored, columns, silent
 from egomill.schemas.tensors import TENSOR
 from egomill.tasks.lake import heartbeat, recipes, releases
 from egomill.tasks.lake.tables import FORMAT_NOTE, Lake, Upgrading, one_of
@@ -29,9 +29,8 @@ MADE = ("fingerprint", "run_id", "recipe", "inputs")
 ROWS = 16  # wide rows that are held at a time: megabytes each
 STATE = "upgrade.json"  # {old version of latents: new version}
 
-# Tables whose columns changed, as format 1 had them.
+# latents as format 1 had them.
 _WIDE = pa.schema([*list(TABLES["latents"])[:2], *list(TABLES["latents"])[3:8], *(pa.field(name, TENSOR) for name in NAMES)])
-_BEFORE = {"latents": _WIDE, "clips": pa.schema([field for field in TABLES["clips"] if field.name != "more_views"])}
 
 
 def upgrade(uri: str) -> dict[str, Any]:
@@ -49,8 +48,9 @@ def upgrade(uri: str) -> dict[str, Any]:
         return {"lake": lake.uri, "format": FORMAT, "was": was, "versions": 0, "clips": 0, "restamped": {}}
     standing = [release for release in releases.every(lake) if not release["withdrawn"]]
     _look(lake, standing)
-    versions = _copy(lake, standing)
-    restamped = _restamp(lake, _recipes(lake), _contents(lake))
+    renamed = _recipes(lake)
+    versions = _copy(lake, standing, renamed)
+    restamped = _restamp(lake, renamed, _contents(lake))
     _releases(lake, standing, versions)
     lake.note(FORMAT_NOTE, json.dumps({"format": FORMAT}))
     old(lake).remove("latents")
@@ -65,10 +65,11 @@ def old(lake: Lake) -> Upgrading:
 
 
 def _format(lake: Upgrading) -> int:
-    said = lake.noted(FORMAT_NOTE)
-    number = json.loads(said)["format"] if said else 1 if any(lake.exists(table) for table in TABLES if table != "latents") else None
+    number = lake.said()
     if number is None:
-        raise ValueError(f"no lake at {lake.uri}: none of its tables is there. Check --lake")
+        if not any(lake.exists(table) for table in TABLES if table != "latents"):
+            raise ValueError(f"no lake at {lake.uri}: none of its tables is there. Check --lake")
+        number = 1
     if number not in (1, FORMAT):
         raise ValueError(f"lake {lake.uri} is of format {number}, and this version upgrades from 1 to {FORMAT}. Nothing was changed")
     return number
@@ -93,7 +94,7 @@ def _look(lake: Upgrading, standing: list[dict]) -> None:
 # -- the rows -----------------------------------------------------------------------------------------------------------
 
 
-def _copy(lake: Upgrading, standing: list[dict]) -> dict[int, int]:
+def _copy(lake: Upgrading, standing: list[dict], renamed: dict[str, str]) -> dict[int, int]:
     """{old version: new version} of latents, for all that a release pins and the newest."""
     done = {int(a): b for a, b in json.loads(lake.noted(STATE) or "{}").items()}
     source = old(lake)
@@ -101,21 +102,22 @@ def _copy(lake: Upgrading, standing: list[dict]) -> dict[int, int]:
         return done
     wanted = {r["tables"]["latents"] for r in standing if not _carried(lake, r)} | {source.version("latents")}
     for version in sorted(wanted - done.keys()):
-        done[version] = _to(lake, source, version)
+        done[version] = _to(lake, source, version, renamed)
         lake.note(STATE, json.dumps(done))
     return done
 
 
-def _to(lake: Upgrading, source: Upgrading, version: int) -> int:
+def _to(lake: Upgrading, source: Upgrading, version: int, renamed: dict[str, str]) -> int:
     """Make the new table hold what the old one does at a version; returns the new version."""
-    columns = ["clip_id", "model", *MADE]
-    there = {_marks(row) for row in lake.read("latents", columns).to_pylist()}
-    rows = {_marks(row): row for row in source.read("latents", columns, version=version).to_pylist()}
-    for some in _parts(there - rows.keys(), 1000):
+    asked = ["clip_id", "model", *MADE]
+    there = {_marks(row) for row in lake.read("latents", asked).to_pylist()}
+    rows = {_marks(_named(row, renamed)) for row in source.read("latents", asked, version=version).to_pylist()}
+    for some in _parts(there - rows, 1000):
         gone = " OR ".join(f"({one_of('clip_id', [clip])} AND {one_of('model', [model])})" for clip, model, *_ in some)
         lake.commit("latents", None, replace=gone)
-    for some in _parts(rows.keys() - there, ROWS):
-        wide = [row for row in source.rows("latents", {clip for clip, *_ in some}, None, version) if _marks(row) in some]
+    for some in _parts(rows - there, ROWS):
+        wide = [_named(row, renamed) for row in source.rows("latents", {clip for clip, *_ in some}, None, version)]
+        wide = [row for row in wide if _marks(row) in some]
         lake.commit("latents", lake.write_fragments("latents", [one for row in wide for one in long(row)]))
     return lake.version("latents")
 
@@ -124,6 +126,12 @@ def _parts(found: Iterable[tuple], size: int) -> Iterator[list[tuple]]:
     found = sorted(found)
     for first in range(0, len(found), size):
         yield found[first : first + size]
+
+
+def _named(row: dict, renamed: dict[str, str]) -> dict:
+    """A row with the recipe that it has in format 2, where the table has other columns, and the fingerprint that follows."""
+    recipe = renamed.get(row["recipe"], row["recipe"])
+    return row if recipe == row["recipe"] else {**row, "recipe": recipe, "fingerprint": digest(recipe, row["inputs"])}
 
 
 def _marks(row: dict) -> tuple:
@@ -160,19 +168,15 @@ Contents = dict[tuple[str, str], dict[str, str]]
 
 
 def _recipes(lake: Lake) -> dict[str, str]:
-    """{recipe: the same with the columns that its table has now}."""
-    found = {}
-    for name, parts in recipes.read(lake, lake.read("recipes", ["recipe"])["recipe"].to_pylist()).items():
-        before = _BEFORE.get(parts["stage"])
-        if before is not None and parts["columns"] == str(before):
-            found[name] = recipes.record(lake, {**parts, "columns": str(TABLES[parts["stage"]])})
-    return found
+    """{recipe of latents: the same with the columns that the table has now}."""
+    known = recipes.read(lake, lake.read("recipes", ["recipe"], "stage = 'latents'")["recipe"].to_pylist())
+    former = {name: parts for name, parts in known.items() if parts["columns"] == str(_WIDE)}
+    return {name: recipes.record(lake, {**parts, "columns": columns("latents")}) for name, parts in former.items()}
 
 
 def _restamp(lake: Lake, renamed: dict[str, str], contents: Contents) -> dict[str, int]:
     """Give rows the recipes and the inputs that they have in the present format, and the fingerprints that follow. Returns how many, by
     table."""
-    columns = ["fingerprint", "recipe", "inputs"]
     names = {row["recipe"] for table in ("generations", "scores") for row in lake.read(table, ["recipe"]).to_pylist() if row["recipe"]}
     reads: dict[str, list[str]] = {name: parts["reads"] for name, parts in recipes.read(lake, names).items()}
 
@@ -186,8 +190,10 @@ def _restamp(lake: Lake, renamed: dict[str, str], contents: Contents) -> dict[st
         return {"fingerprint": digest(recipe, inputs), "recipe": recipe, "inputs": inputs}
 
     done = {}
-    for table in ("clips", "latents", *READ):
-        done[table] = lake.relabel(table, "", lambda row, table=table: labels(table, row["clip_id"], row), columns)
+    for table in READ:
+        done[table] = lake.relabel(
+            table, "", lambda row, table=table: labels(table, row["clip_id"], row), ["fingerprint", "recipe", "inputs"]
+        )
     failed = [(row, labels(row["stage"].partition("/")[0], row["key"], row)) for row in lake.read("failures").to_pylist()]
     told = [{**row, **new} for row, new in failed if new]
     lake.upsert("failures", told)

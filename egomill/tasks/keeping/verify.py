@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from egomill.schemas.fingerprint import content_of, file_sha256
-from egomill.schemas.tables import NO_CONTENT
+from egomill.schemas.tables import silent
 from egomill.tasks.keeping.rederive import differences, on_disk, rederive, stored
 from egomill.tasks.keeping.standing import survey
 from egomill.tasks.lake import recipes, releases
@@ -90,7 +90,7 @@ def _table(
             tell(key, "cannot", "; ".join(obstacles))
             continue
         old = stored(stage, lake, key, at[stage.name])
-        if stage.reads and any(row["content"] != content_of(row, NO_CONTENT) for row in old):
+        if stage.reads and any(row["content"] != content_of(row, silent(stage.name, row)) for row in old):
             tell(key, "differs", "stored values are not those that were committed", "content")
             continue
         ((_, result),) = rederive(stage, lake, versions, [key], items)

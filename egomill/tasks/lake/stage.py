@@ -17,7 +17,7 @@ import pyarrow.compute
 
 from egomill.schemas.fingerprint import code_parts, digest
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import KEYS, TABLES
+from egomill.schemas.tables import KEYS, columns
 from egomill.tasks.lake.tables import all_of, one_of
 
 Worker = Callable[[dict], dict | list[dict] | Rejected]
@@ -61,7 +61,7 @@ class Stage:
     def parts(self) -> dict[str, Any]:
         """What makes every row of the stage: what is read, settings, code, weights, the shape of the table."""
         made = {"stage": self.name, "reads": list(self.reads), "config": self.config, "code": code_parts(self.module, *self.also)}
-        made |= {"weights": self.weights, "columns": str(TABLES[self.name]), "constants": self.constants}
+        made |= {"weights": self.weights, "columns": columns(self.name), "constants": self.constants}
         return json.loads(json.dumps(made))  # tuples as lists, as the lake gives them back
 
     @functools.cached_property

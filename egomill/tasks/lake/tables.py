@@ -71,12 +71,20 @@ class Lake:
     def path(self, table: str) -> str:
         return f"{self.uri.rstrip('/')}/{FOLDERS.get(table, table)}.lance"
 
+    def said(self) -> Any:
+        """The format that the lake says it is of; None where it says nothing."""
+        text = self.noted(FORMAT_NOTE)
+        try:
+            return None if text is None else json.loads(text)["format"]
+        except (ValueError, TypeError, KeyError):
+            return "nobody knows which"
+
     def known(self, writes: bool = False) -> None:
         """ValueError where the lake is of another format than this version's. One that is about to be made says its own first."""
         if self.uri in _FORMATS:
             return
-        said = self.noted(FORMAT_NOTE)
-        if said is None:
+        number = self.said()
+        if number is None:
             store, root = self._store()
             there = store.get_file_info(FileSelector(root, allow_not_found=True))
             if any(file.base_name.endswith(".lance") for file in there):
@@ -86,10 +94,6 @@ class Lake:
                 self.note(FORMAT_NOTE, json.dumps({"format": FORMAT}))
                 _FORMATS.add(self.uri)
             return
-        try:
-            number = json.loads(said)["format"]
-        except (ValueError, TypeError, KeyError):
-            number = "nobody knows which"
         if number != FORMAT:
             raise ValueError(
                 f"lake {self.uri} is of format {number} ({FORMAT_NOTE}), and this version of Egomill knows {FORMAT}: take the version that "
