@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from egomill.flows import cli
-from egomill.flows.cli import app
+from egomill.flows.cli import app, common
 from egomill.flows.rebuild import publish, rebuild, takes_in
 from egomill.flows.verbs import plan
 from egomill.schemas.config import Profile
@@ -189,16 +189,16 @@ def test_failures_stand_under_what_began_them_and_cameras_that_are_left_out_besi
 
 
 def test_allowed_places_are_there_and_stand_beside_the_profile_s(tmp_path):
-    from egomill.flows.cli import _allowing
+    from egomill.flows.cli.common import allowing
     from egomill.schemas.config import Profile
 
     with pytest.raises(ValueError, match=r"--allow .*nowhere: no such folder"):
-        _allowing("local", None, [tmp_path / "nowhere"])
+        allowing("local", None, [tmp_path / "nowhere"])
     there = tmp_path / "ä 'b\"c"
     there.mkdir()
-    given = _allowing("local", ['ingest.allow=["/data"]'], [there])
+    given = allowing("local", ['ingest.allow=["/data"]'], [there])
     assert Profile.load("local", given).ingest.allow == ("/data", str(there))
-    assert _allowing("local", ["depth.momentum=0.9"], None) == ["depth.momentum=0.9"]
+    assert allowing("local", ["depth.momentum=0.9"], None) == ["depth.momentum=0.9"]
     with pytest.raises(ValueError, match=r"ingest.allow: .* no absolute path"):
         Profile.load("local", ['ingest.allow=["here"]'])
 
@@ -268,7 +268,7 @@ def test_a_fault_of_our_own_shows_where(monkeypatch, capsys):
 
 
 def test_json_has_no_nan(capsys):
-    cli._answer({"a": float("nan"), "b": [float("inf"), 1.5], "at": datetime(2026, 1, 1, tzinfo=UTC), "c": "\udcff\u202e"}, True)
+    common.reply({"a": float("nan"), "b": [float("inf"), 1.5], "at": datetime(2026, 1, 1, tzinfo=UTC), "c": "\udcff\u202e"}, True)
     text = capsys.readouterr().out
     assert text.isascii()
     assert json.loads(text, parse_constant=pytest.fail)["b"] == [None, 1.5]

@@ -1,0 +1,273 @@
+"""Commands that make something: takes, releases, adapters, videos, pages; and the servers for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from egomill.flows.cli.common import (
+    Allow,
+    Json,
+    Lake,
+    Profile,
+    Set,
+    Tracking,
+    allowing,
+    app,
+    asked,
+    err,
+    out,
+    reply,
+    run_flow,
+    short,
+    tracker_of,
+)  # fmt: skip
+
+
+@app.command()
+def simulate(
+    folder: Path,
+    takes: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    seed: int = 0,
+    seconds: Annotated[float, typer.Option(help="Length of each take.")] = 3.0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    json_: Json = False,
+) -> None:
+    """Write procedural takes in the Ego-Exo4D release layout, with exact depth beside them."""
+    from rich.progress import Progress
+
+    from egomill.scenes.take import simulate as write
+
+    with Progress(console=err, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("simulate", total=takes)
+
+        def advance(done: int, total: int, name: str) -> None:
+            progress.update(bar, completed=done, total=total, description=name)
+
+        made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=advance)
+    reply(made, json_, lambda: out.print(f"{len(made)} takes in {folder}"))
+
+
+@app.command()
+def pretrain(
+    folder: Path,
+    minutes: Annotated[float, typer.Option(help="Wall clock of the training.")] = 60.0,
+    seeds: Annotated[int, typer.Option(help="How many simulated scenes.")] = 2000,
+) -> None:
+    """Train the embedded base model from nothing, on simulated scenes that no take uses."""
+    from egomill.tasks.training.pretrain import pretrain as train
+
+    record = train(folder, seeds=seeds, minutes=minutes)
+    reply(record, True)
+
+
+@app.command()
+def rebuild(
+    sources: list[Path],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    allow: Allow = None,
+    release: str = "",
+    json_: Json = False,
+) -> None:
+    """Bring the lake up to date with takes on disk and publish a release."""
+    from egomill.flows.rebuild import rebuild as flow
+
+    places, settings = [str(s.absolute()) for s in sources], allowing(profile, set_, allow)
+    run_flow(flow, json_, lake=lake, sources_=places, profile=profile, settings=settings, release=release)
+
+
+@app.command()
+def retrain(
+    lake: Lake = "lake", profile: Profile = "local", set_: Set = None, release: str = "", tracking: Tracking = "", json_: Json = False
+) -> None:
+    """Train an adapter on a release, compare it with the champion, and promote it if it is better."""
+    from egomill.flows.retrain import retrain as flow
+
+    run_flow(flow, json_, lake=lake, profile=profile, settings=set_ or [], release=release, tracking=tracking)
+
+
+@app.command()
+def register(
+    file: Annotated[Path, typer.Argument(help="A LoRA: a .safetensors file as diffusers, PEFT or kohya's trainers write it.")],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Make a LoRA that was trained elsewhere an adapter; base, mask, attention and directions are what the settings say."""
+    from egomill.schemas.config import Profile as Settings
+    from egomill.tasks.training.foreign import register as add
+
+    made = add(file, Settings.load(profile, set_ or []), tracker_of(lake, tracking))
+    reply({"adapter": made.spec, **made.tags}, json_, lambda: out.print(made.spec))
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="The registered adapter.")] = "egox",
+    lake: Lake = "lake",
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Give the champion's place back to the adapter that held it before."""
+    left, restored = asked(lake, tracking).roll_back(name)
+    answer = {"champion": restored.spec, "was": left.spec}
+    reply(answer, json_, lambda: out.print(f"{restored.spec} is champion again, {left.spec} is not"))
+
+
+@app.command()
+def generate(
+    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, or base")] = "egox@champion",
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    exo: Annotated[Path | None, typer.Option(help="Instead: this one video, of a fixed camera. Nothing enters the lake.")] = None,
+    trajectory: Annotated[
+        Path | None,
+        typer.Option(
+            help="Head poses, TUM's format: timestamp tx ty tz qx qy qz qw. Metres; seconds of the video; the ego picture's frame "
+            "(x right, y down, z forward, upright) in the exo camera's (likewise)."
+        ),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json and FILE.png beside it say what made it.")] = None,
+    fov: Annotated[float | None, typer.Option(help="Exo lens: horizontal field of view in degrees, without distortion.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Exo lens: JSON of a camera at the video's size; see `egomill camera`.")] = None,
+    depth: Annotated[Path | None, typer.Option(help=".npz or folder of .npy; default: the network depth.monocular.")] = None,
+    depth_focal: Annotated[
+        float | None, typer.Option(help="Of a folder of z-depth: the focal length its network was told, over the lens' own; default 1.")
+    ] = None,
+    ego_camera: Annotated[Path | None, typer.Option(help="Ego lens, JSON; default: a typical Aria RGB's.")] = None,
+    exo_pose: Annotated[Path | None, typer.Option(help="T_world_exo, JSON, 4x4: the trajectory is in that world.")] = None,
+    start: Annotated[float, typer.Option(help="Seconds into the video.")] = 0.0,
+    prompt: Annotated[str, typer.Option(help="What happens; default: what a clip without words gets.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Default: the profile's.")] = None,
+    json_: Json = False,
+) -> None:
+    """Generate egocentric video for every held-out clip, or, with --exo, for a single video of your own."""
+    from egomill.flows.generate import by_request
+    from egomill.flows.generate import generate as flow
+
+    settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
+    needed = {"trajectory": trajectory, "out": out_}
+    more = {"fov": fov, "camera": camera, "depth": depth, "depth_focal": depth_focal, "ego_camera": ego_camera, "exo_pose": exo_pose}
+    more |= {"start": start, "prompt": prompt}
+    if exo is None:
+        named = [name.replace("_", "-") for name, value in {**needed, **more}.items() if value not in (None, "", 0)]
+        if named:
+            raise ValueError(f"--{named[0]} goes with --exo, a video")
+        return run_flow(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=settings, tracking=tracking)
+    if trajectory is None or out_ is None:
+        raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name, value in needed.items() if value is None)}")
+    answer = by_request(lake, adapter, {"exo": exo, "trajectory": trajectory, **more}, out_, profile, settings, tracking)
+
+    reply(answer, json_, lambda: _show_request(answer, out_))
+
+
+def _show_request(answer: dict, to: Path) -> None:
+    made = f"{to}: {answer['video']['frames']} frames by {answer['adapter']}, seed {answer['seed']}"
+    out.print(f"{made}; the prior covers {answer['coverage']:.0%} of the view", highlight=False, soft_wrap=True)
+    out.print(f"prompt ({answer['prompt_source']}): {answer['prompt']}", highlight=False, soft_wrap=True)
+    path, checks = answer["path"], answer["checks"]
+    lines, seconds, away = ("{} to {}".format(*map(short, pair)) for pair in (path["lines"], path["seconds"], checks["from_camera"]))
+    out.print(f"path: lines {lines}, {seconds} s, {path['poses']} poses; {away} m from the camera", highlight=False, soft_wrap=True)
+    how = f"{path['metres']:.2f} m, at most {path['metres_per_second']:.2g} m/s and {path['degrees_per_second']:.0f} degrees/s"
+    out.print(f"the head moves {how}", highlight=False, soft_wrap=True)
+    for warning in answer["warnings"]:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"look at {answer['picture']['path']}: the head's axes, depth, prior, result", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def camera(
+    annotation: Annotated[Path, typer.Argument(help="annotations/ego_pose/*/camera_pose/<take_uid>.json of Ego-Exo4D.")],
+    name: Annotated[str, typer.Argument(help="The exo camera: cam01, gp02, ...")],
+    exo: Annotated[Path | None, typer.Option(help="Its video, whose size the camera gets; default: 3840x2160.")] = None,
+    camera_: Annotated[Path | None, typer.Option("--camera", help="Write what `generate --camera` takes.")] = None,
+    exo_pose: Annotated[Path | None, typer.Option(help="Write what `generate --exo-pose` takes.")] = None,
+) -> None:
+    """An exo camera of Ego-Exo4D as a request takes it: its lens and T_world_exo, as JSON; written where files are named."""
+    from egomill.tasks.pages.in_the_wild import camera_of
+
+    found = camera_of(annotation, name, exo)
+    for path, value in ((camera_, found["camera"]), (exo_pose, found["T_world_exo"])):
+        if path is not None:
+            if path.exists():
+                raise ValueError(f"{path} is there already: name a new file")
+            path.write_text(json.dumps(value, indent=2) + "\n")
+    reply(found, True, lambda: None)
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, base, prior or codec")] = "egox@champion",
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Score what was generated for held-out clips."""
+    from egomill.flows.generate import evaluate as flow
+
+    run_flow(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=set_ or [], tracking=tracking)
+
+
+@app.command()
+def nightly(
+    sources: list[Path],
+    lake: Lake = "lake",
+    profile: Profile = "local",
+    set_: Set = None,
+    allow: Allow = None,
+    tracking: Tracking = "",
+    report: Annotated[str, typer.Option(help="Where the report page goes; default: in the lake.")] = "",
+    json_: Json = False,
+) -> None:
+    """Rebuild, retrain, compare, report: what runs every night."""
+    from egomill.flows.nightly import nightly as flow
+
+    places, settings = [str(s.absolute()) for s in sources], allowing(profile, set_, allow)
+    run_flow(flow, json_, lake=lake, sources_=places, profile=profile, settings=settings, tracking=tracking, report=report)
+
+
+@app.command()
+def report(
+    page: Annotated[Path | None, typer.Argument(help="HTML file to write; default: in the lake.")] = None,
+    lake: Lake = "lake",
+    adapter: str = "egox@candidate",
+    tracking: Tracking = "",
+    json_: Json = False,
+) -> None:
+    """Write the report page of the newest adapter: pictures, scores, rejections, lineage."""
+    from egomill.flows.nightly import write_report
+
+    where = write_report(lake, adapter, tracking, str(page or ""))
+    reply({"report": where}, json_, lambda: out.print(where))
+
+
+@app.command()
+def housekeeping(
+    lake: Lake = "lake",
+    days: Annotated[float, typer.Option(min=0, help="How long versions that no release names stay after they were replaced.")] = 7.0,
+    json_: Json = False,
+) -> None:
+    """Merge small files, index keys, delete old versions that no release names and what crashed writers left; say what was freed."""
+    from egomill.flows.housekeeping import housekeeping as flow
+
+    run_flow(flow, json_, lake=lake, days=days)
+
+
+@app.command()
+def up(lake: Lake = "lake", host: str = "127.0.0.1", prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+    """Start a Prefect server with a worker and the deployments, and the MLflow page, until Ctrl-C."""
+    from egomill.flows.up import up as start
+
+    start(lake, host, prefect_port, mlflow_port)
