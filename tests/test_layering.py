@@ -26,7 +26,7 @@ MAY_IN_TASKS = {
     **{room: set[str]() for room in GROUND},
 }
 ONLY_HERE = {
-    "lance": {"tasks/lake/tables.py"},
+    "lance": {f"tasks/lake/{name}.py" for name in ("tables", "fragments", "upkeep", "damage")},
     "mlflow": {"tasks/lake/tracking.py"},
     "prefect": {"flows"},
     "ray": {"tasks/lake/actors.py", "tasks/lake/cluster.py", "tasks/training/train.py", "tasks/training/loop.py"},

@@ -23,7 +23,7 @@ PACKAGE = __name__.split(".")[0]
 # What these say that matters to a row enters its fingerprint as values (settings, the table's columns, inputs' contents).
 _LEFT_OUT = {
     "schemas": ("config", "tables", "outcome", "fingerprint", "item"),
-    "tasks.lake": ("stage", "pending", "rows", "actors", "commits", "runner", "child", "watch", "tables", "recipes"),
+    "tasks.lake": ("stage", "pending", "rows", "actors", "commits", "runner", "child", "watch", "tables", "fragments", "recipes"),
 }
 BOOKKEEPING = {f"{PACKAGE}.{room}.{module}" for room, modules in _LEFT_OUT.items() for module in modules}
 

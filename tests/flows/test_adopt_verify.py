@@ -21,7 +21,7 @@ from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import TABLES
 from egomill.schemas.tensors import pack, unpack
 from egomill.tasks.keeping.rederive import differences
-from egomill.tasks.lake import runs
+from egomill.tasks.lake import runs, upkeep
 from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import SMALL, Small
 
@@ -122,8 +122,8 @@ def test_a_release_is_verified_and_a_changed_value_found(small):
 
 def test_where_sources_changed_nothing_can_be_told(small, tmp_path):
     moved = Small(shutil.copytree(small.source, tmp_path / "in"), small.lake)
-    small.lake.relabel("takes", "", lambda row: {"root": str(moved.source)}, ["root"])
-    small.lake.relabel("clips", "", lambda row: {"root": str(moved.source)}, ["root"])
+    upkeep.relabel(small.lake, "takes", "", lambda row: {"root": str(moved.source)}, ["root"])
+    upkeep.relabel(small.lake, "clips", "", lambda row: {"root": str(moved.source)}, ["root"])
     for file in moved.source.rglob("cam01.mp4"):
         file.write_bytes(file.read_bytes() + b" ")
     at = {"takes": small.lake.version("takes"), "clips": small.lake.version("clips")}

@@ -16,7 +16,7 @@ from egomill.schemas.fingerprint import digest
 from egomill.schemas.tables import KEYS, TABLES
 from egomill.tasks.keeping import forget as forgetting
 from egomill.tasks.keeping import lineage
-from egomill.tasks.lake import releases
+from egomill.tasks.lake import releases, upkeep
 from egomill.tasks.lake.runs import recorded
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.tracking import Tracker
@@ -42,7 +42,7 @@ def data_files(lake: Lake, uid: str) -> set[str]:
     found = set()
     for table in TABLES_OF_IT:
         column = KEYS[table][0]
-        for version in lake.versions(table):
+        for version in upkeep.versions(lake, table):
             for fragment in lake.open(table, version).get_fragments():
                 options = {"with_row_id": True, "include_deleted_rows": True}
                 keys = fragment.scanner(columns=[column], **options).to_table()[column].to_pylist()
@@ -106,7 +106,7 @@ def test_nothing_of_the_take_is_left_on_disk_and_the_fact_is_kept(used):
         tracked = {row["path"] for batch in at.tracked_files() for row in batch.to_pylist()}
         lying = {row["path"] for batch in at.all_files() for row in batch.to_pylist() if row["path"].startswith(("data/", "_deletions/"))}
         assert lying <= tracked, table
-        assert lake.versions(table) == [at.version] or table in ("runs", "forgotten")
+        assert upkeep.versions(lake, table) == [at.version] or table in ("runs", "forgotten")
     assert tree(used.source) == sources  # the take's own files are not ours
 
     (fact,) = lake.read("forgotten").to_pylist()
@@ -136,7 +136,7 @@ def test_what_was_made_with_it_is_withdrawn_named_and_marked(used):
     with pytest.raises(ValueError, match=r"was withdrawn on .*forgotten"):
         releases.get(lake, "first")
     assert releases.latest(lake) is None
-    assert not [tag for table in TABLES for tag in lake.tags(table)]
+    assert not [tag for table in TABLES for tag in upkeep.tags(lake, table)]
     chain = lineage.of_adapter(lake, tracker, "egox@v1")
     assert (chain["release"]["name"], chain["clips"]) == ("first", [])
     assert chain["adapter"]["tags"]["tainted"]
@@ -189,7 +189,7 @@ def test_a_release_that_lists_it_no_more_but_whose_files_hold_it_is_withdrawn_an
     assert {name: about["rows"] for name, about in answer["releases"].items()} == {"first": True, "without": False}
     assert answer["left"] == []
     kept = releases.get(lake, "clean")
-    assert all(lake.tags(table) == {"release-clean": version} for table, version in kept["tables"].items())
+    assert all(upkeep.tags(lake, table) == {"release-clean": version} for table, version in kept["tables"].items())
     assert lake.read("captions", ["text"], version=kept["tables"]["captions"])["text"].to_pylist() == ["new"] * len(rows)
 
 

@@ -16,6 +16,7 @@ from egomill.flows.cli.common import (
     reply,
     show_table,
 )  # fmt: skip
+from egomill.tasks.lake import upkeep
 
 
 @releases_app.command("list")
@@ -36,7 +37,7 @@ def release_show(name: Annotated[str, typer.Argument(help="Default: the newest."
 
     at = ask(lake)
     row = releases.get(at, name, withdrawn=bool(name))
-    row |= {"tags": {table: f"release-{row['name']}" in at.tags(table) for table in row["tables"]}}
+    row |= {"tags": {table: f"release-{row['name']}" in upkeep.tags(at, table) for table in row["tables"]}}
 
     def show() -> None:
         gone = f", withdrawn {row['withdrawn']:%F %T}: {row['why']}" if row["withdrawn"] else ""

@@ -15,7 +15,7 @@ from egomill.schemas.item import Item
 from egomill.schemas.outcome import Rejected
 from egomill.tasks.keeping.rederive import differences, rederive, stored
 from egomill.tasks.keeping.standing import survey
-from egomill.tasks.lake import recipes
+from egomill.tasks.lake import recipes, upkeep
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 
@@ -70,6 +70,6 @@ def adopt(
 
     recipes.record(lake, stage.parts)
     labels = {rows[key]["fingerprint"]: {"fingerprint": now.wanted[key], "recipe": stage.recipe} for key in candidates}
-    lake.relabel(stage.name, stage.mine, lambda row: labels.get(row["fingerprint"]), ["fingerprint", "recipe"])
+    upkeep.relabel(lake, stage.name, stage.mine, lambda row: labels.get(row["fingerprint"]), ["fingerprint", "recipe"])
     lake.upsert("failures", [{**rows[key], **labels[rows[key]["fingerprint"]]} for key in candidates if "status" in rows[key]])
     return {**answer, "adopted": len(candidates)}

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
 from egomill.schemas.tables import KEYS, TABLES, take_of
-from egomill.tasks.lake import releases
+from egomill.tasks.lake import releases, upkeep
 from egomill.tasks.lake.tables import Lake, one_of
 from egomill.tasks.lake.tracking import Tracker
 
@@ -46,7 +46,7 @@ def withheld(lake: Lake, items: list[Item]) -> list[Item]:
 def find(lake: Lake, take: str) -> Take:
     """What the lake knows under a uid or a name. ValueError where that is nothing, or several takes."""
     # The newest first; versions without a name last: of a forgetting that was broken off they still know the take's name.
-    for version in dict.fromkeys([*reversed(_standing(lake, "takes")), *reversed(lake.versions("takes"))]):
+    for version in dict.fromkeys([*reversed(_standing(lake, "takes")), *reversed(upkeep.versions(lake, "takes"))]):
         rows = lake.read("takes", ["take_uid", "take_name"], None, version).to_pylist()
         names = {r["take_uid"]: r["take_name"] for r in rows}
         uids = [uid for uid, name in names.items() if take in (uid, name)]
@@ -79,7 +79,9 @@ class Take:
         column = KEYS[table][0]
         uid = self.uid.replace("'", "''")
         where = f"take_uid = '{uid}'" if table == "takes" else f"starts_with({column}, '{uid}.')"
-        found = lake.held(table, column, where, version) if deleted else lake.read(table, [column], where, version)[column].to_pylist()
+        found = (
+            upkeep.held(lake, table, column, where, version) if deleted else lake.read(table, [column], where, version)[column].to_pylist()
+        )
         return {key for key in found if take_of(table, (key,)) == self.uid}
 
     @property
@@ -124,7 +126,7 @@ def forget(lake: Lake, tracker: Tracker | None, take: Take, run_id: str) -> dict
     told["rows"] = {table: told["rows"].get(table, 0) + counts.get(table, 0) for table in {**told["rows"], **counts}}
     keep()
     for table in TABLES:
-        lake.purge(table)
+        upkeep.purge(lake, table)
     pages = _pages(lake, take)
     left = _left(lake, take)
     keep(done=None if left else datetime.now(UTC))
@@ -134,14 +136,16 @@ def forget(lake: Lake, tracker: Tracker | None, take: Take, run_id: str) -> dict
 
 def _standing(lake: Lake, table: str) -> list[int]:
     """The versions that a purge spares."""
-    return sorted({lake.version(table), *lake.tags(table).values()})
+    return sorted({lake.version(table), *upkeep.tags(lake, table).values()})
 
 
 def _held_by(lake: Lake, take: Take) -> tuple[dict[str, dict], set[str]]:
     """{release: {trained, rows}} and all tags on versions whose files hold a row of the take; `rows`: whether it still listed them."""
     tags: set[str] = set()
     for table in ("takes", *OF_CLIPS):
-        tags |= {tag for tag, version in lake.tags(table).items() if tag not in tags and take.keys(lake, table, version, deleted=True)}
+        tags |= {
+            tag for tag, version in upkeep.tags(lake, table).items() if tag not in tags and take.keys(lake, table, version, deleted=True)
+        }
     found = {}
     for release in releases.every(lake):
         if f"release-{release['name']}" in tags and not release["withdrawn"]:
@@ -159,8 +163,8 @@ def _withdraw(lake: Lake, held: dict[str, dict], tags: set[str], why: str) -> No
             old = "" if held[release["name"]]["rows"] else "; the release did not list it any more, but its files held older rows"
             lake.upsert("releases", [{**release, **texts, "withdrawn": datetime.now(UTC), "why": why + old}])
     for table in TABLES:
-        for tag in set(lake.tags(table)) & {*tags, *(f"release-{name}" for name in held)}:
-            lake.untag(table, tag)
+        for tag in set(upkeep.tags(lake, table)) & {*tags, *(f"release-{name}" for name in held)}:
+            upkeep.untag(lake, table, tag)
 
 
 @dataclass
@@ -217,7 +221,7 @@ def _pages(lake: Lake, take: Take) -> list[str]:
 
 
 def _left(lake: Lake, take: Take) -> list[str]:
-    versions = ((table, version) for table in ("takes", *OF_CLIPS) for version in lake.versions(table))
+    versions = ((table, version) for table in ("takes", *OF_CLIPS) for version in upkeep.versions(lake, table))
     found = [f"{table} version {version}" for table, version in versions if take.keys(lake, table, version, deleted=True)]
     files = (path for path in sorted(Path(lake.uri).rglob("*")) if path.is_file()) if lake.is_local else iter(())
     return found + [str(path) for path in files if _spoken_of(path, take)]

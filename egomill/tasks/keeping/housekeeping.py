@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from egomill.schemas.tables import TABLES
-from egomill.tasks.lake import heartbeat
+from egomill.tasks.lake import heartbeat, upkeep
 from egomill.tasks.lake.tables import Lake
 
 
@@ -26,10 +26,16 @@ def keep(lake: Lake, days: float = 7.0) -> list[dict]:
     since = min(begun) - timedelta(seconds=heartbeat.QUIET) if begun else None  # clocks of hosts differ
     done = []
     for table in TABLES:
-        before = lake.files(table)
-        compacted, indexed = lake.compact(table), lake.index(table)
-        went = lake.clean(table, timedelta(days=days), since)
-        line = {"table": table, "rows": lake.count(table), "files_before": before, "files": lake.files(table), "compacted": compacted}
+        before = upkeep.files(lake, table)
+        compacted, indexed = upkeep.compact(lake, table), upkeep.index(lake, table)
+        went = upkeep.clean(lake, table, timedelta(days=days), since)
+        line = {
+            "table": table,
+            "rows": lake.count(table),
+            "files_before": before,
+            "files": upkeep.files(lake, table),
+            "compacted": compacted,
+        }
         line |= {"indexed": indexed, "freed_mb": went["bytes"] / 1e6, "versions_removed": went["versions"], "files_removed": went["files"]}
         done.append(line)
     return done

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from egomill.schemas.tables import TABLES
 from egomill.tasks.keeping.verify import deep
-from egomill.tasks.lake import releases
+from egomill.tasks.lake import damage, releases
 from egomill.tasks.lake.tables import Damaged, Lake
 
 RECORDS = ("runs", "releases", "forgotten", "failures", "recipes")  # read by every command, and the ones to mend first
@@ -26,7 +26,7 @@ def repair(lake: Lake) -> dict[str, Any]:
     """Mend all tables. Nothing else may run. Returns {mended: [{table, what, rows}], withdrawn: {release: why}}; `rows` that left the table
     are pending, or, in tables of `RECORDS`, lost.
     """
-    sha256 = cache(lake.sha256)
+    sha256 = cache(partial(damage.sha256, lake))
     mended, withdrawn = records(lake), {}
     good: dict[tuple[str, str], str] = {}  # digests that releases were published with
     for release in (r for r in releases.every(lake) if not r["withdrawn"]):
@@ -45,7 +45,7 @@ def repair(lake: Lake) -> dict[str, Any]:
 
 def records(lake: Lake) -> list[dict[str, Any]]:
     """Mend the tables that every run reads and writes, that of runs among them."""
-    return [line for table in RECORDS for line in _mend(lake, table, {}, lake.sha256)]
+    return [line for table in RECORDS for line in _mend(lake, table, {}, partial(damage.sha256, lake))]
 
 
 def _mend(lake: Lake, table: str, good: dict[str, str], sha256: Any) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def _mend(lake: Lake, table: str, good: dict[str, str], sha256: Any) -> list[dic
     try:
         lake.open(table)
     except Damaged:
-        version = lake.step_back(table)
+        version = damage.step_back(lake, table)
         done.append(
             {
                 "table": table,
@@ -63,17 +63,17 @@ def _mend(lake: Lake, table: str, good: dict[str, str], sha256: Any) -> list[dic
                 "rows": None,
             }
         )
-    bad = lake.lacking(table)
-    for path in lake.files_of(table).keys() & good.keys():
+    bad = damage.lacking(lake, table)
+    for path in damage.files_of(lake, table).keys() & good.keys():
         if path not in bad and sha256(table, path) != good[path]:
             bad[path] = "is not what was published"
     if any(path.startswith("_indices/") for path in bad):
-        lake.drop_indices(table)
+        damage.drop_indices(lake, table)
         done.append({"table": table, "what": "an index was damaged and is dropped; housekeeping makes it again", "rows": 0})
-    holders = lake.holders(table)
+    holders = damage.holders(lake, table)
     parts = {holders[path]: f"{path} {why}" for path, why in bad.items() if path in holders}
-    parts |= {number: why for number, why in lake.altered(table).items() if number not in parts}
+    parts |= {number: why for number, why in damage.altered(lake, table).items() if number not in parts}
     if parts:
-        rows = lake.drop(table, parts)
+        rows = damage.drop(lake, table, parts)
         done.append({"table": table, "what": "; ".join(list(parts.values())[:3]), "rows": rows})
     return done

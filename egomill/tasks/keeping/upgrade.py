@@ -19,7 +19,7 @@ import pyarrow as pa
 from egomill.schemas.fingerprint import content_of, digest
 from egomill.schemas.tables import FORMAT, TABLES, as_stored, columns, silent
 from egomill.schemas.tensors import TENSOR
-from egomill.tasks.lake import heartbeat, recipes, releases
+from egomill.tasks.lake import damage, heartbeat, recipes, releases, upkeep
 from egomill.tasks.lake.tables import FORMAT_NOTE, Lake, Upgrading, one_of
 
 log = logging.getLogger(__name__)
@@ -191,8 +191,8 @@ def _restamp(lake: Lake, renamed: dict[str, str], contents: Contents) -> dict[st
 
     done = {}
     for table in READ:
-        done[table] = lake.relabel(
-            table, "", lambda row, table=table: labels(table, row["clip_id"], row), ["fingerprint", "recipe", "inputs"]
+        done[table] = upkeep.relabel(
+            lake, table, "", lambda row, table=table: labels(table, row["clip_id"], row), ["fingerprint", "recipe", "inputs"]
         )
     failed = [(row, labels(row["stage"].partition("/")[0], row["key"], row)) for row in lake.read("failures").to_pylist()]
     told = [{**row, **new} for row, new in failed if new]
@@ -215,10 +215,10 @@ def _releases(lake: Lake, standing: list[dict], versions: dict[int, int]) -> Non
         if _carried(lake, release):
             continue
         name, version = release["name"], versions[release["tables"]["latents"]]
-        lake.tag("latents", version, f"release-{name}")
+        upkeep.tag(lake, "latents", version, f"release-{name}")
         files = releases.file_digests(lake, name)
         if files is not None:
-            files["latents"] = {path: lake.sha256("latents", path) for path in lake.files_of("latents", version)}
+            files["latents"] = {path: damage.sha256(lake, "latents", path) for path in damage.files_of(lake, "latents", version)}
             releases.note_files(lake, name, files)
         tables = {**release["tables"], "latents": version}
         content = {**release["content"], **releases.digests(lake, {"latents": version})}

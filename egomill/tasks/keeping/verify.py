@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from egomill.schemas.fingerprint import content_of, file_sha256
 from egomill.schemas.tables import silent
 from egomill.tasks.keeping.rederive import differences, on_disk, rederive, stored
 from egomill.tasks.keeping.standing import survey
-from egomill.tasks.lake import recipes, releases
+from egomill.tasks.lake import damage, recipes, releases
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Damaged, Lake
 
@@ -38,7 +38,7 @@ def deep(lake: Lake, release: dict, sha256: Callable[[str, str], str] | None = N
 
     A release that was published before digests of files were kept is held against those of rows alone.
     """
-    told, sha256 = releases.file_digests(lake, release["name"]), sha256 or lake.sha256
+    told, sha256 = releases.file_digests(lake, release["name"]), sha256 or partial(damage.sha256, lake)
     found = []
     for table, version in release["tables"].items():
         answer: dict[str, Any] = {"table": table, "version": version, "files": 0, "damaged": []}
@@ -51,9 +51,9 @@ def deep(lake: Lake, release: dict, sha256: Callable[[str, str], str] | None = N
             if now != was:
                 wrong[f"{table}.lance/{path}"] = "is not what was published" if now else "is gone, or cannot be read"
         try:
-            if kept and set(lake.files_of(table, version)) != set(kept):
+            if kept and set(damage.files_of(lake, table, version)) != set(kept):
                 wrong[f"version {version}"] = "stands on other files than when it was published"
-            wrong |= {f"fragment {number}": why for number, why in lake.altered(table, version).items()}
+            wrong |= {f"fragment {number}": why for number, why in damage.altered(lake, table, version).items()}
             releases.hold(lake, {**release, "content": {t: c for t, c in release["content"].items() if t == table}})
         except Damaged as error:
             wrong.setdefault(f"version {version}", str(error))

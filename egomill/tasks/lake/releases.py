@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tables import KEYS, RELEASED, take_of
+from egomill.tasks.lake import damage, upkeep
 from egomill.tasks.lake.tables import Damaged, Lake
 
 
@@ -45,11 +46,14 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
     if broken:
         raise ValueError(f"release {name!r} refused: {'; '.join(broken)}")
     known = (file_digests(lake, last["name"]) if last else None) or {}
-    files = {t: {path: known.get(t, {}).get(path) or lake.sha256(t, path) for path in lake.files_of(t, v)} for t, v in tables.items()}
+    files = {
+        t: {path: known.get(t, {}).get(path) or damage.sha256(lake, t, path) for path in damage.files_of(lake, t, v)}
+        for t, v in tables.items()
+    }
     if gone := [f"{t}.lance/{path}" for t, found in files.items() for path, sha256 in found.items() if not sha256]:
         raise Damaged(f"release {name!r} refused: {', '.join(gone)} of {lake.uri} cannot be read: `egomill repair`, then rebuild")
     for table, version in tables.items():
-        lake.tag(table, version, f"release-{name}")
+        upkeep.tag(lake, table, version, f"release-{name}")
     note_files(lake, name, files)
     row = {
         "name": name,

@@ -1,4 +1,4 @@
-"""The lake: one Lance table a kind of thing, and the only `import lance`.
+"""The lake: one Lance table a kind of thing.
 
 Writers split the work so that a crash costs little and doubles nothing: a worker writes data files that no reader can see
 (`write_fragments`) and hands back a few hundred bytes of JSON; the driver makes them visible (`commit`), shard by shard. A commit that
@@ -13,36 +13,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import random
 import re
 import tempfile
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray's workers are spawned, not forked
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.file import LanceFileSession
+from lance.fragment import FragmentMetadata, write_fragments
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-os.environ.setdefault("LANCE_LOG", "error")  # that a table is new is no news
-
-import lance  # noqa: E402
-import pyarrow as pa  # noqa: E402
-from lance.commit import CommitConflictError  # noqa: E402
-from lance.file import LanceFileSession  # noqa: E402
-from lance.fragment import FragmentMetadata, LanceFragment, write_fragments  # noqa: E402
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem  # noqa: E402
-
-from egomill.schemas.fingerprint import content_of, digest  # noqa: E402
-from egomill.schemas.tables import FOLDERS, FORMAT, KEYS, MADE, NO_CONTENT, TABLES, take_of  # noqa: E402
+from egomill.schemas.fingerprint import content_of, digest
+from egomill.schemas.tables import FOLDERS, FORMAT, KEYS, MADE, NO_CONTENT, TABLES, take_of
+from egomill.tasks.lake.fragments import fragment, look, one_of, without
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files of no version for a dead writer's
@@ -85,7 +78,7 @@ class Lake:
             return
         number = self.said()
         if number is None:
-            store, root = self._store()
+            store, root = self.store()
             there = store.get_file_info(FileSelector(root, allow_not_found=True))
             if any(file.base_name.endswith(".lance") for file in there):
                 todo = f"`egomill lake upgrade --lake {self.uri}`"
@@ -109,7 +102,7 @@ class Lake:
         if table not in TABLES:
             raise ValueError(f"no table {table!r}; known: {', '.join(TABLES)}")
         self.known()
-        with self._readable(table, version):
+        with self.readable(table, version):
             try:
                 return lance.dataset(self.path(table), version=version)
             except ValueError as error:
@@ -129,7 +122,7 @@ class Lake:
             if not self.exists(table):  # else another process has made it since
                 error.add_note(f"table {self.path(table)}")
                 raise
-        with self._readable(table):
+        with self.readable(table):
             return lance.dataset(self.path(table))
 
     def exists(self, table: str) -> bool:
@@ -142,7 +135,7 @@ class Lake:
         return True
 
     @contextlib.contextmanager
-    def _readable(self, table: str, version: int | None = None) -> Iterator[None]:
+    def readable(self, table: str, version: int | None = None) -> Iterator[None]:
         """Lance says in many ways, panics among them, that a file is gone, cut or not what it was; this says it in one."""
         try:
             yield
@@ -159,12 +152,15 @@ class Lake:
                 f"`egomill repair --lake {self.uri}` mends the table"
             ) from None
 
+    def writes(self) -> None:
+        """RuntimeError where a lake may only be looked at."""
+
     def version(self, table: str) -> int:
         return self.open(table).version
 
     def count(self, table: str, where: str | None = None, version: int | None = None) -> int:
         data = self.open(table, version)
-        with self._readable(table, version):
+        with self.readable(table, version):
             return data.count_rows(filter=where or None)
 
     def read(self, table: str, columns: Sequence[str] | None = None, where: str | None = None, version: int | None = None) -> pa.Table:
@@ -172,7 +168,7 @@ class Lake:
         where it is asked for by name. Damaged where they cannot be read.
         """
         data = self.open(table, version)
-        with self._readable(table, version):
+        with self.readable(table, version):
             lacking = [name for name in columns or () if name in TABLES[table].names and name not in data.schema.names]
             found = data.to_table(columns=None if columns is None else [c for c in columns if c not in lacking], filter=where or None)
         for name in lacking:
@@ -236,15 +232,15 @@ class Lake:
         files = {f.files[0].path for f in new}
         for attempt in range(_ATTEMPTS):
             data = self.open(table)
-            with self._readable(table):
-                present, suspects = _look(data, table, keys)
+            with self.readable(table):
+                present, suspects = look(data, table, keys)
             if new and files & set(present.values()):
                 return data.version
             self._refuse_forgotten(table, keys, files)  # after the version was read: see `fence`
             if new and attempt == 0 and not self._usable(table, files, written):
                 raise ValueError(f"table {table}: files written over {FRESH_DAYS} days ago, or gone: write them again")
-            with self._readable(table):
-                removed, updated = _without(data, table, replace, keys, suspects)
+            with self.readable(table):
+                removed, updated = without(data, table, replace, keys, suspects)
             if not (new or removed or updated or fence):
                 return data.version
             operation, retries = lance.LanceOperation.Update(removed, updated, new), 20
@@ -254,12 +250,12 @@ class Lake:
                 # Two updates conflict where they touch the same fragment. So each that brings rows touches the oldest, changed or not.
                 oldest = min(present)
                 if oldest not in {*removed, *(f.id for f in updated)}:
-                    updated.append(_fragment(data, oldest).metadata)
+                    updated.append(fragment(data, oldest).metadata)
             transaction = lance.Transaction(data.version, operation, transaction_properties=properties or {})
             try:
                 return lance.LanceDataset.commit(self.path(table), transaction, max_retries=retries).version
             except OSError as error:
-                if not _outrun(error):
+                if not outrun(error):
                     raise
                 time.sleep(random.uniform(0, 0.02) * min(attempt + 1, 10))
         raise OSError(f"table {table}: other writers were faster {_ATTEMPTS} times")
@@ -290,177 +286,13 @@ class Lake:
         if rows:
             self.commit(table, [self.write_fragments(table, rows)])
 
-    # -- versions --------------------------------------------------------------------------------------------------
-
-    def tag(self, table: str, version: int, name: str) -> None:
-        """Protect a version from clean-up under a name. Tagging the same version again is fine; another one is a ValueError."""
-        tags = self.open(table).tags
-        if name not in tags.list():
-            try:
-                tags.create(name, version)
-            except ValueError:
-                if name not in tags.list():  # else somebody was faster: whose version it is, we see below
-                    raise
-        held = tags.list()[name]["version"]
-        if held != version:
-            raise ValueError(f"tag {name!r} of table {table} stands at version {held}, not {version}")
-
-    def compact(self, table: str) -> bool:
-        """Merge small files into such of about `FILE_BYTES`. Old versions stay until they are cleaned up.
-
-        What a file of that size holds is left alone, so that a night's work does not rewrite the table. Returns False where others
-        committed all the while: they were not held up, and next time is soon enough.
-        """
-        for _ in range(3):
-            data = self.open(table)
-            parts = [fragment.metadata for fragment in data.get_fragments()]
-            rows = sum(part.physical_rows for part in parts)
-            a_row = max(1, sum(file.file_size_bytes or 0 for part in parts for file in part.files) // max(1, rows))
-            target, batch = (max(1, min(64 * 1024, size // a_row)) for size in (FILE_BYTES, FILE_BYTES // 8))
-            if _unless_outrun(lambda at=data, n=target, m=batch: at.optimize.compact_files(target_rows_per_fragment=n, batch_size=m)):
-                return True
-        return False
-
-    def index(self, table: str) -> bool:
-        """Index the first key column, or bring its index up to date, where there are `INDEX_ROWS` rows; below, a scan is as fast."""
-        data, column = self.open(table), KEYS[table][0]
-        if data.count_rows() < INDEX_ROWS:
-            return False
-        if any(index.name == f"{column}_idx" for index in data.describe_indices()):
-            return _unless_outrun(data.optimize.optimize_indices)
-        return _unless_outrun(lambda: data.create_scalar_index(column, "BTREE", name=f"{column}_idx"))
-
-    def clean(self, table: str, older_than: timedelta, since: datetime | None = None) -> dict[str, int]:
-        """Delete versions that were replaced longer ago than that, with the files that only they use, and files of no version that are
-        over 7 days old.
-
-        Tagged versions stay, the newest, and all that were replaced after `since`: whoever began to read then may still do so. Younger
-        files of no version stay whatever `older_than` says: a writer may be about to commit them, and `commit` takes none that are older
-        than `FRESH_DAYS`. Returns {versions, files, bytes} that went.
-        """
-        data, tagged = self.open(table), set(self.tags(table).values())
-        until = min(time.time() - older_than.total_seconds(), since.timestamp() if since else float("inf"))
-        # A version is replaced by the next one. Where that was deleted, the one after it says a later time: a little longer is no harm.
-        pairs: Any = pairwise(data.versions())
-        stale = [old["version"] for old, new in pairs if new["timestamp"].timestamp() < until and old["version"] not in tagged]
-        which: dict[str, Any] = {"versions": stale} if stale else {"older_than": timedelta(days=36_500)}  # then only files of no version
-        went = data.cleanup_old_versions(**which, error_if_tagged_old_versions=False)
-        files = went.data_files_removed + went.deletion_files_removed + went.index_files_removed + went.transaction_files_removed
-        return {"versions": went.old_versions, "files": files, "bytes": went.bytes_removed}
-
-    def files(self, table: str) -> int:
-        """How many data files lie in the table's folder, whichever versions use them."""
-        self.open(table)
-        return len(LanceFileSession(self.path(table)).list("data"))
-
     @cached_property
     def is_local(self) -> bool:
         return "://" not in self.uri
 
     # -- damage ----------------------------------------------------------------------------------------------------
 
-    def files_of(self, table: str, version: int | None = None) -> dict[str, int | None]:
-        """{path within the table: bytes, where Lance knows them} of what a version stands on: manifest, rows, deletions, indices."""
-        data = self.open(table, version)
-        found: dict[str, int | None] = {f"_versions/{2**64 - 1 - data.version:020d}.manifest": None}
-        for fragment in data.get_fragments():
-            found |= {f"data/{file.path}": file.file_size_bytes for file in fragment.data_files()}
-            if deleted := fragment.deletion_file():
-                found[deleted] = None
-        return found | dict.fromkeys(self._of_indices(data, table))
-
-    def _of_indices(self, data: lance.LanceDataset, table: str) -> dict[str, str]:
-        """{path: what is wrong with its index, or ""} of the files of all indices. Of an index Lance knows how large it is as a whole."""
-        store, root = self._store(table)
-        found = {}
-        for segment in (segment for index in data.describe_indices() for segment in index.segments):
-            folder = f"_indices/{segment.uuid}"
-            files = store.get_file_info(FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
-            sizes = {file.path.removeprefix(f"{root}/"): file.size for file in files if file.type == FileType.File}
-            wrong = "" if sum(sizes.values()) == (segment.size_bytes or 0) else f"{sum(sizes.values())} bytes, not {segment.size_bytes}"
-            found |= dict.fromkeys(sizes or [folder], wrong)
-        return found
-
-    def holders(self, table: str) -> dict[str, int]:
-        """{path of a file of rows or deletions: the fragment that stands on it} of the newest version."""
-        found = {}
-        for fragment in self.open(table).get_fragments():
-            paths = [*(f"data/{file.path}" for file in fragment.data_files()), fragment.deletion_file()]
-            found |= {path: fragment.fragment_id for path in paths if path}
-        return found
-
-    def lacking(self, table: str, version: int | None = None) -> dict[str, str]:
-        """{path: what is wrong} of files that a version stands on and that are gone or of another size. Reads none."""
-        store, root = self._store(table)
-        sizes = self.files_of(table, version)
-        found = {path: wrong for path, wrong in self._of_indices(self.open(table, version), table).items() if wrong}
-        there = store.get_file_info([f"{root}/{path}" for path in sizes])
-        for (path, size), file in zip(sizes.items(), there, strict=True):
-            if file.type != FileType.File:
-                found[path] = "gone"
-            elif size not in (None, file.size):
-                found[path] = f"{file.size} bytes, not {size}"
-        return found
-
-    def sha256(self, table: str, path: str) -> str:
-        """Of a file of the table; "" where it cannot be read."""
-        store, root = self._store(table)
-        seen = hashlib.sha256()
-        try:
-            with store.open_input_stream(f"{root}/{path}") as file:
-                while block := file.read(1 << 22):
-                    seen.update(block)
-        except OSError:
-            return ""
-        return seen.hexdigest()
-
-    def altered(self, table: str, version: int | None = None) -> dict[int, str]:
-        """{fragment: what is wrong} where rows cannot be read, or are not those that were committed. Reads all of them."""
-        found = {}
-        for fragment in self.open(table, version).get_fragments():
-            try:
-                with self._readable(table, version):
-                    for batch in fragment.to_batches(batch_size=16):
-                        for row in batch.to_pylist():
-                            intact(table, row)
-            except Damaged as error:
-                found[fragment.fragment_id] = str(error)
-        return found
-
-    def drop(self, table: str, fragments: Iterable[int]) -> int:
-        """Take whole fragments out of the newest version; returns how many rows that were. Their files stay until clean-up."""
-        data, gone = self.open(table), set(fragments)
-        rows = sum(f.metadata.num_rows for f in data.get_fragments() if f.fragment_id in gone)
-        if gone:
-            lance.LanceDataset.commit(self.path(table), lance.Transaction(data.version, lance.LanceOperation.Update(sorted(gone), [], [])))
-        return rows
-
-    def drop_indices(self, table: str) -> None:
-        for index in self.open(table).describe_indices():
-            self.open(table).drop_index(index.name)
-
-    def step_back(self, table: str) -> int | None:
-        """Where the newest version cannot be opened: remove its manifest, and those before it, down to one that can be. Returns that
-        version; where there is none, the table's folder is put aside, None comes back, and the next who writes begins it anew.
-
-        Nothing else may run. OSError where a table in an object store has no version left: its files have to be moved by hand.
-        """
-        store, root = self._store(table)
-        for file in sorted(store.get_file_info(FileSelector(f"{root}/_versions")), key=lambda f: f.base_name):  # the newest comes first
-            if not file.base_name.endswith(".manifest"):
-                continue
-            try:
-                version = 2**64 - 1 - int(file.base_name.removesuffix(".manifest"))
-                lance.dataset(self.path(table), version=version).count_rows()
-                return version
-            except ValueError:
-                store.delete_file(file.path)
-        if not self.is_local:
-            raise OSError(f"no version of {self.path(table)} can be opened: move that folder away, and run the command again")
-        store.move(root, f"{root.removesuffix('.lance')}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-        return None
-
-    def _store(self, table: str = "") -> tuple[FileSystem, str]:
+    def store(self, table: str = "") -> tuple[FileSystem, str]:
         """The file system, and the path in it of the lake or of a table."""
         place = self.path(table) if table else self.uri.rstrip("/")
         return (LocalFileSystem(), place) if self.is_local else FileSystem.from_uri(place)
@@ -485,7 +317,7 @@ class Lake:
 
     def noted_at(self, path: str) -> float | None:
         """When the text there was written, by the clock of the disk or the store; None where there is none. It need not be readable."""
-        store, root = self._store()
+        store, root = self.store()
         found = store.get_file_info(f"{root}/{path}")
         return found.mtime_ns / 1e9 if found.type == FileType.File else None
 
@@ -494,65 +326,6 @@ class Lake:
             LanceFileSession(self.uri).delete_file(path)
 
     # -- forgetting ------------------------------------------------------------------------------------------------
-
-    def tags(self, table: str) -> dict[str, int]:
-        """{tag: version}."""
-        return {name: tag["version"] for name, tag in self.open(table).tags.list().items()}
-
-    def untag(self, table: str, name: str) -> None:
-        self.open(table).tags.delete(name)
-
-    def versions(self, table: str) -> list[int]:
-        return [v["version"] for v in self.open(table).versions()]
-
-    def held(self, table: str, column: str, where: str, version: int | None = None) -> set[str]:
-        """Values of a column in the files of a version, rows included that were deleted there but still lie on disk."""
-        options: dict[str, Any] = {"with_row_id": True, "include_deleted_rows": True, "use_scalar_index": False}
-        scan = self.open(table, version).scanner([column], filter=where, **options)
-        return set(scan.to_table()[column].to_pylist())
-
-    def relabel(self, table: str, where: str, labels: Callable[[dict], dict[str, str] | None], columns: Sequence[str]) -> int:
-        """Rewrite string `columns` of rows, and no other byte, in one transaction; returns how many rows changed.
-
-        `labels` gets each row that meets the filter (its keys and `columns`) and answers with the columns' new values, or None. Fails, and
-        changes nothing, where another writer touched the same rows meanwhile.
-        """
-        data = self.open(table)
-        names = [*dict.fromkeys((*KEYS[table], *columns))]
-        rows = data.to_table(columns=names, filter=where or None, with_row_id=True, with_row_address=True).to_pylist()
-        changed = [(row, new) for row in rows if (new := labels(row)) is not None]
-        if not changed:
-            return 0
-        ids = pa.array([row["_rowid"] for row, _ in changed], pa.uint64())
-        update = pa.table({"_rowid": ids, **{c: [new[c] for _, new in changed] for c in columns}})
-        touched = {row["_rowaddr"] >> 32 for row, _ in changed}
-        fragments, fields, offsets = [], set(), {}
-        for fragment in data.get_fragments():
-            if fragment.fragment_id not in touched:
-                continue
-            rewritten, modified, matched = fragment.update_columns(update, "_rowid", with_offsets=True)
-            fragments.append(rewritten)
-            fields.update(modified)
-            offsets[fragment.fragment_id] = matched
-        operation = lance.LanceOperation.Update(
-            updated_fragments=fragments, fields_modified=sorted(fields), update_mode="rewrite_columns", updated_fragment_offsets=offsets
-        )
-        lance.LanceDataset.commit(self.path(table), lance.Transaction(data.version, operation))
-        return len(changed)
-
-    def purge(self, table: str) -> None:
-        """Leave on disk what the newest and the tagged versions hold, and nothing else: deleted rows are written out of their files,
-        indices built anew, old versions and files of nobody removed. Whatever another process is writing to the table is lost and may
-        break it: nothing else may run.
-        """
-        data = self.open(table)
-        data.optimize.compact_files(target_rows_per_fragment=64 * 1024, materialize_deletions=True, materialize_deletions_threshold=0.0)
-        data = self.open(table)
-        for index in data.describe_indices():  # an index keeps the values of rows that are gone
-            kind: Any = index.index_type.upper()
-            data.create_scalar_index(index.field_names[0], kind, name=index.name, replace=True)
-            data = self.open(table)
-        data.cleanup_old_versions(timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False)
 
 
 @dataclass(frozen=True)
@@ -570,7 +343,7 @@ class Upgrading(Lake):
 
     def remove(self, table: str) -> None:
         """Delete a table's folder, whatever is in it."""
-        store, root = self._store(table)
+        store, root = self.store(table)
         with contextlib.suppress(FileNotFoundError):
             store.delete_dir(root)
 
@@ -584,12 +357,13 @@ class Glimpse(Lake):
             return lance.write_dataset(TABLES[table].empty_table(), "memory://", mode="overwrite", **_STORAGE)
         return super().open(table, version)
 
-    def _refuse(self, *_: Any, **__: Any) -> Any:
+    def writes(self) -> None:
         raise RuntimeError(f"{self.uri} is only looked at")
 
-    write_fragments = commit = upsert = tag = compact = index = clean = untag = relabel = purge = note = drop_note = drop = drop_indices = (
-        step_back
-    ) = _refuse
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        self.writes()
+
+    write_fragments = commit = upsert = note = drop_note = _refuse
 
 
 def ask(uri: str) -> Glimpse:
@@ -598,12 +372,6 @@ def ask(uri: str) -> Glimpse:
     if not any(found.exists(table) for table in TABLES):
         raise ValueError(f"no lake at {found.uri}: none of its tables is there. Check --lake; `egomill rebuild` makes one")
     return found
-
-
-def one_of(column: str, values: Iterable[Any]) -> str:
-    """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""
-    quoted = ", ".join("'" + str(v).replace("'", "''") + "'" for v in values)
-    return f"{column} IN ({quoted})" if quoted else "false"
 
 
 def all_of(*conditions: str) -> str:
@@ -622,90 +390,6 @@ def intact(table: str, row: dict) -> None:
         raise Damaged(f"row {name} of table {table} is not what was committed: `egomill repair` makes it pending again")
 
 
-def _outrun(error: OSError) -> bool:
+def outrun(error: OSError) -> bool:
     """Another's commit came between. Lance says so with an error of its own in some places, with a plain one in others."""
     return isinstance(error, CommitConflictError) or "commit conflict" in str(error).lower()
-
-
-def _unless_outrun(work: Callable[[], Any]) -> bool:
-    try:
-        work()
-    except OSError as error:
-        if not _outrun(error):
-            raise
-        return False
-    return True
-
-
-# -- which fragment holds a key ------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Known:
-    """What this process has seen of a table: each fragment's file, and where each key was seen last.
-
-    A fragment's rows never change, only vanish; so a key may be said to stand where it stands no longer, but is never missed.
-    """
-
-    files: dict[int, str] = field(default_factory=dict)
-    where: dict[tuple[str, ...], int] = field(default_factory=dict)
-
-
-_known: dict[str, _Known] = {}
-_lock = threading.Lock()
-
-
-def _look(data: lance.LanceDataset, table: str, keys: Iterable[tuple[str, ...]]) -> tuple[dict[int, str], set[int]]:
-    """{fragment: its file} of the dataset, and the fragments that may hold one of the keys. Reads only what this process has not seen."""
-    present = {fragment.fragment_id: fragment for fragment in data.get_fragments()}
-    with _lock:
-        known = _known.setdefault(data.uri, _Known())
-        both = present.keys() & known.files.keys()
-        if both and known.files[min(both)] != present[min(both)].metadata.files[0].path:  # a table made anew in that one's place
-            known.files, known.where = {}, {}
-        unseen = [present[number] for number in sorted(present.keys() - known.files.keys())]
-        if unseen:
-            for key, address in _scan(data, list(KEYS[table]), fragments=unseen):
-                known.where[key] = address >> 32
-        fresh = {fragment.fragment_id: fragment.metadata.files[0].path for fragment in unseen}
-        known.files = {number: fresh.get(number) or known.files[number] for number in present}
-        return known.files, {known.where[key] for key in keys if key in known.where} & present.keys()
-
-
-def _fragment(data: lance.LanceDataset, number: int) -> LanceFragment:
-    found = data.get_fragment(number)
-    assert found is not None
-    return found
-
-
-def _scan(data: lance.LanceDataset, columns: list[str], **how: Any) -> Iterable[tuple[tuple[str, ...], int]]:
-    """(key, row address) pairs; an address is the fragment in the upper 32 bits and the row's place in it in the lower."""
-    found = data.scanner(columns=columns, with_row_address=True, **how).to_table()
-    keys = zip(*(found[column].to_pylist() for column in columns), strict=True)
-    return zip(keys, found["_rowaddr"].to_pylist(), strict=True)
-
-
-def _without(
-    data: lance.LanceDataset, table: str, replace: str, keys: set[tuple[str, ...]], among: set[int]
-) -> tuple[list[int], list[FragmentMetadata]]:
-    """Delete the rows that meet `replace`, and from the fragments `among` those with one of the keys.
-
-    Returns the fragments of which nothing is left, and those that have more deleted rows than before.
-    """
-    gone: dict[int, list[int]] = {}
-    columns = list(KEYS[table])
-    doomed = [address for _, address in _scan(data, columns, filter=replace)] if replace else []
-    if among:
-        one = one_of(columns[0], dict.fromkeys(key[0] for key in keys))
-        some = [_fragment(data, number) for number in sorted(among)]
-        doomed += [address for key, address in _scan(data, columns, filter=one, fragments=some) if key in keys]
-    for address in set(doomed):
-        gone.setdefault(address >> 32, []).append(address & 0xFFFFFFFF)
-    removed, updated = [], []
-    for number, offsets in gone.items():
-        rest = _fragment(data, number).delete_rows(offsets)
-        if rest is None:
-            removed.append(number)
-        else:
-            updated.append(rest)
-    return removed, updated

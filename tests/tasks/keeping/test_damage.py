@@ -18,7 +18,7 @@ from egomill.schemas.fingerprint import content_of
 from egomill.schemas.tables import NO_CONTENT, RELEASED, as_stored
 from egomill.schemas.tensors import pack
 from egomill.tasks.keeping import repair
-from egomill.tasks.lake import releases
+from egomill.tasks.lake import damage, releases, upkeep
 from egomill.tasks.lake import tables as lakes
 from egomill.tasks.lake.pending import pending
 from egomill.tasks.lake.rows import handed, read_rows
@@ -88,7 +88,7 @@ def test_what_is_whole_is_whole(lake):
 def test_every_flipped_bit_of_every_file_of_a_release_is_noticed(lake):
     release, rng = releases.get(lake, "first"), random.Random(0)
     for table in RELEASED:
-        for path in lake.files_of(table, release["tables"][table]):
+        for path in damage.files_of(lake, table, release["tables"][table]):
             file = Path(lake.path(table), path)
             good = file.read_bytes()
             for at in [0, len(good) - 1, *rng.sample(range(len(good)), 4)]:
@@ -279,7 +279,7 @@ def test_what_no_run_makes_again_is_told_as_lost(lake, table):
 
 def test_a_damaged_index_is_dropped(lake, monkeypatch):
     monkeypatch.setattr(lakes, "INDEX_ROWS", 1)
-    assert lake.index("latents")
+    assert upkeep.index(lake, "latents")
     for path in Path(lake.path("latents"), "_indices").rglob("*.lance"):
         path.write_bytes(b"")
     assert told(lake, "status")[0] == 1

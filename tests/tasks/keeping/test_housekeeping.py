@@ -13,7 +13,7 @@ import pytest
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import pack
 from egomill.tasks.keeping import housekeeping
-from egomill.tasks.lake import heartbeat, runs
+from egomill.tasks.lake import heartbeat, runs, upkeep
 from egomill.tasks.lake import tables as lakes
 from egomill.tasks.lake.tables import FRESH_DAYS, Lake, one_of
 
@@ -39,12 +39,12 @@ def test_files_stay_few_however_often_one_rebuilds(tmp_path):
     for night in range(4):
         rebuild(lake, 30, f"{night}")
         content = lake.read("priors").sort_by("clip_id")
-        assert lake.files("priors") >= 30
+        assert upkeep.files(lake, "priors") >= 30
         told = {t["table"]: t for t in housekeeping.keep(lake, days=0)}["priors"]
         assert told["compacted"]
         assert told["freed_mb"] > 0
         assert told["versions_removed"] >= 30
-        assert told["files"] == lake.files("priors")
+        assert told["files"] == upkeep.files(lake, "priors")
         files.append(told["files"])
         assert lake.read("priors").sort_by("clip_id").equals(content)
     assert max(files) == 1
@@ -57,7 +57,7 @@ def test_what_a_release_names_stays_bit_for_bit(tmp_path):
     rebuild(lake, 5, "first")
     pinned = lake.version("priors")
     content = lake.read("priors", version=pinned)
-    lake.tag("priors", pinned, "release-r1")
+    upkeep.tag(lake, "priors", pinned, "release-r1")
     rebuild(lake, 30, "later")
     housekeeping.keep(lake, days=0)
     assert lake.read("priors", version=pinned).equals(content)
@@ -81,14 +81,16 @@ def test_a_version_is_as_old_as_what_replaced_it(tmp_path, monkeypatch):
     pinned, content = lake.version("priors"), lake.read("priors")
     time.sleep(0.05)  # the table rests; who reads it at its end finds the version the newest, however old it is
     lake.commit("priors", priors(lake, ["new"], "new"))
-    assert lake.compact("priors")  # which replaces a version, too
+    assert upkeep.compact(lake, "priors")  # which replaces a version, too
     made = {v["version"]: v["timestamp"].timestamp() for v in lake.open("priors").versions()}
     monkeypatch.setattr(lakes.time, "time", lambda: made[pinned] + 100)
-    assert lake.clean("priors", timedelta(seconds=100 - 0.02))["versions"] == pinned - 1  # those that were replaced before it rested
+    assert (
+        upkeep.clean(lake, "priors", timedelta(seconds=100 - 0.02))["versions"] == pinned - 1
+    )  # those that were replaced before it rested
     assert lake.read("priors", version=pinned).equals(content)
     monkeypatch.setattr(lakes.time, "time", lambda: made[max(made)] + 100)
-    assert lake.clean("priors", timedelta(seconds=100))["versions"] == len(made) - pinned - 1
-    assert lake.clean("priors", timedelta(seconds=99))["versions"] == 1
+    assert upkeep.clean(lake, "priors", timedelta(seconds=100))["versions"] == len(made) - pinned - 1
+    assert upkeep.clean(lake, "priors", timedelta(seconds=99))["versions"] == 1
 
 
 def test_a_run_that_lives_keeps_what_was_the_newest_since_it_began(tmp_path, monkeypatch):
@@ -135,7 +137,7 @@ def test_a_dead_writers_files_go_and_a_live_ones_stay(tmp_path):
 def test_an_index_is_made_where_it_pays_and_kept_up_to_date(tmp_path, monkeypatch):
     lake = Lake(str(tmp_path))
     rebuild(lake, 3, "a")
-    assert not lake.index("priors")
+    assert not upkeep.index(lake, "priors")
     monkeypatch.setattr(lakes, "INDEX_ROWS", 2)
     for name in "bc":
         rebuild(lake, 5, name)
@@ -154,6 +156,6 @@ def test_compaction_does_not_rewrite_what_is_large_already(tmp_path, monkeypatch
     for i in range(4):
         lake.commit("priors", priors(lake, [f"{i}{c}" for c in "abcdefgh"], "x"))  # over 3000 bytes each
     before = {p.name for p in Path(lake.path("priors"), "data").iterdir()}
-    assert lake.compact("priors")
-    lake.clean("priors", timedelta(0))
+    assert upkeep.compact(lake, "priors")
+    upkeep.clean(lake, "priors", timedelta(0))
     assert {p.name for p in Path(lake.path("priors"), "data").iterdir()} == before

@@ -7,7 +7,7 @@ import pytest
 
 from egomill.schemas.config import Profile
 from egomill.schemas.tables import TABLES, take_of
-from egomill.tasks.lake import releases
+from egomill.tasks.lake import releases, upkeep
 from egomill.tasks.lake.tables import Glimpse, Lake, one_of
 
 
@@ -53,7 +53,7 @@ def test_replacing_is_one_version_and_the_old_one_stays_readable(tmp_path):
     assert content(lake, first) == {"a": "1", "b": "1"}
     lake.commit("captions", None, replace="clip_id = 'a'")
     assert content(lake) == {"b": "2", "c": "2"}
-    lake.compact("captions")
+    upkeep.compact(lake, "captions")
     assert content(lake) == {"b": "2", "c": "2"}
 
 
@@ -112,33 +112,33 @@ def test_relabelling_rewrites_labels_and_not_what_they_stand_on(tmp_path):
     lake.commit("captions", None, replace="clip_id = 'b'")
     kept = {p: p.read_bytes() for p in (tmp_path / "captions.lance" / "data").iterdir()}
     new = {"a": "2", "c": "3"}
-    count = lake.relabel(
-        "captions", "", lambda row: {"fingerprint": new[row["clip_id"]]} if row["clip_id"] in new else None, ["fingerprint"]
+    count = upkeep.relabel(
+        lake, "captions", "", lambda row: {"fingerprint": new[row["clip_id"]]} if row["clip_id"] in new else None, ["fingerprint"]
     )
     assert count == 2
     rows = {r["clip_id"]: (r["fingerprint"], r["text"]) for r in lake.read("captions").to_pylist()}
     assert rows == {"a": ("2", "1"), "c": ("3", "1"), "d": ("1", "1")}
     assert all(p.read_bytes() == data for p, data in kept.items())
-    assert lake.relabel("captions", "false", lambda row: {"fingerprint": "9"}, ["fingerprint"]) == 0
+    assert upkeep.relabel(lake, "captions", "false", lambda row: {"fingerprint": "9"}, ["fingerprint"]) == 0
 
 
 def test_purging_leaves_no_file_that_held_a_deleted_row_and_spares_tagged_versions(tmp_path):
     lake = Lake(str(tmp_path))
     lake.commit("captions", captions(lake, {"only-a": "secret one", "b": "1"}))
     kept = lake.commit("captions", captions(lake, {"c": "1"}), replace="clip_id = 'only-a'")
-    lake.tag("captions", kept, "keep")
-    assert lake.held("captions", "clip_id", "clip_id < 'z'") == {"only-a", "b", "c"}  # deleted, and still on disk
-    lake.purge("captions")
-    assert lake.held("captions", "clip_id", "clip_id = 'only-a'") == set()
-    assert lake.held("captions", "clip_id", "clip_id = 'only-a'", kept) == {"only-a"}  # what is tagged stays
-    lake.untag("captions", "keep")
+    upkeep.tag(lake, "captions", kept, "keep")
+    assert upkeep.held(lake, "captions", "clip_id", "clip_id < 'z'") == {"only-a", "b", "c"}  # deleted, and still on disk
+    upkeep.purge(lake, "captions")
+    assert upkeep.held(lake, "captions", "clip_id", "clip_id = 'only-a'") == set()
+    assert upkeep.held(lake, "captions", "clip_id", "clip_id = 'only-a'", kept) == {"only-a"}  # what is tagged stays
+    upkeep.untag(lake, "captions", "keep")
     lake.write_fragments("captions", [{"clip_id": "orphan", "text": "secret two"}])
     lake.open("captions").create_scalar_index("clip_id", "BTREE")
-    lake.purge("captions")
+    upkeep.purge(lake, "captions")
     assert content(lake) == {"b": "1", "c": "1"}
     left = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     assert not [word for word in (b"only-a", b"secret", b"orphan") if word in left]
-    assert lake.versions("captions") == [lake.version("captions")]
+    assert upkeep.versions(lake, "captions") == [lake.version("captions")]
 
 
 def test_a_glimpse_creates_nothing_and_cannot_write(tmp_path):
@@ -162,7 +162,7 @@ def test_a_table_of_an_earlier_release_reads_as_null_and_gets_the_column_when_wr
     assert lake.rows("depth", ["b"], ["clip_id", "head_scale"]) == [{"clip_id": "b", "head_scale": None}]
     assert lake.version("depth") == before  # a question writes nothing
     lake.upsert("depth", [{"clip_id": "b", "known": 0.7, "head_scale": 1.4}, {"clip_id": "c", "known": 0.7, "head_scale": 0.9}])
-    lake.compact("depth")
+    upkeep.compact(lake, "depth")
     found = {r["clip_id"]: (r["known"], r["head_scale"]) for r in lake.read("depth").to_pylist()}
     assert found == {"a": (0.5, None), "b": (0.7, 1.4), "c": (0.7, 0.9)}
     assert "head_scale" not in lake.read("depth", version=before).column_names

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 
 from egomill.schemas.fingerprint import digest
 from egomill.tasks.keeping import repair
+from egomill.tasks.lake import damage, upkeep
 from egomill.tasks.lake.tables import Damaged, Lake, one_of
 from tests.tasks.lake.test_lake_concurrent import check_every_version
 from tests.tasks.lake.writers import at_once, upsert, write
@@ -38,7 +39,7 @@ def test_what_a_lake_does(s3_lake):
     assert content() == {}
     first = lake.commit("captions", fragments)
     assert lake.commit("captions", fragments) == first
-    lake.tag("captions", first, "release-one")
+    upkeep.tag(lake, "captions", first, "release-one")
     for i in range(5):
         lake.commit("captions", captions({"b": f"{i}", f"c{i}": "2"}), replace=one_of("clip_id", ["a"]))
     expected = {"b": "4", **{f"c{i}": "2" for i in range(5)}}
@@ -47,11 +48,11 @@ def test_what_a_lake_does(s3_lake):
     lake.upsert("failures", [{"key": "it's", "stage": "s", "attempt": 2}])
     assert [r["attempt"] for r in lake.rows("failures", ["it's"])] == [2]
 
-    young, before = captions({"z": "young"}), lake.files("captions")
-    assert lake.compact("captions")
-    gone = lake.clean("captions", timedelta(0))
+    young, before = captions({"z": "young"}), upkeep.files(lake, "captions")
+    assert upkeep.compact(lake, "captions")
+    gone = upkeep.clean(lake, "captions", timedelta(0))
     assert gone["versions"] > 3
-    assert lake.files("captions") < before
+    assert upkeep.files(lake, "captions") < before
     assert content() == expected
     assert content(first) == {"a": "1", "b": "1"}  # tagged
     lake.commit("captions", young)
@@ -62,26 +63,26 @@ def test_damage_is_noticed_and_a_forgotten_take_refused(s3_lake):
     lake, client, bucket = Lake(s3_lake), boto3.client("s3"), s3_lake.split("/")[2]
     for clip in ("a.cam01.0", "b.cam01.0"):
         lake.upsert("captions", [{"clip_id": clip, "text": clip}])
-    digests = {path: lake.sha256("captions", path) for path in lake.files_of("captions")}
+    digests = {path: damage.sha256(lake, "captions", path) for path in damage.files_of(lake, "captions")}
     assert all(digests.values())
     assert len(digests) == 3
-    assert lake.lacking("captions") == lake.altered("captions") == {}
+    assert damage.lacking(lake, "captions") == damage.altered(lake, "captions") == {}
     path = next(path for path in digests if path.startswith("data/"))
     client.put_object(Bucket=bucket, Key=f"some/lake/captions.lance/{path}", Body=b"")
-    assert path in lake.lacking("captions")
-    assert lake.sha256("captions", path) not in ("", digests[path])
+    assert path in damage.lacking(lake, "captions")
+    assert damage.sha256(lake, "captions", path) not in ("", digests[path])
     with pytest.raises(Damaged, match="egomill repair"):
         lake.read("captions")
     assert [m["rows"] for m in repair.repair(lake)["mended"]] == [1]
     assert lake.count("captions") == 1
-    client.put_object(Bucket=bucket, Key=f"some/lake/captions.lance/{min(lake.files_of('captions'))}", Body=b"cut")
+    client.put_object(Bucket=bucket, Key=f"some/lake/captions.lance/{min(damage.files_of(lake, 'captions'))}", Body=b"cut")
     assert repair.repair(lake)["mended"][0]["what"] == "stands at version 3 again"
 
     lake.upsert("forgotten", [{"take": digest("c")}])
-    before = lake.files("captions")
+    before = upkeep.files(lake, "captions")
     with pytest.raises(ValueError, match="was forgotten"):
         lake.upsert("captions", [{"clip_id": "c.cam01.0"}])
-    assert lake.files("captions") == before
+    assert upkeep.files(lake, "captions") == before
 
 
 def test_two_writers_of_overlapping_keys(s3_lake):

@@ -7,6 +7,7 @@ import random
 from multiprocessing.synchronize import Barrier, Event
 
 from egomill.tasks.lake import tables as lakes
+from egomill.tasks.lake import upkeep
 from egomill.tasks.lake.tables import Lake
 
 Said = list[tuple[int, str, list[str]]]  # (version, text, keys) of each commit
@@ -45,8 +46,8 @@ def tidy(uri: str, end: Event) -> None:
     """Compact and index over and over."""
     lakes.INDEX_ROWS = 1
     while not end.is_set():
-        Lake(uri).compact("captions")
-        Lake(uri).index("captions")
+        upkeep.compact(Lake(uri), "captions")
+        upkeep.index(Lake(uri), "captions")
 
 
 def at_once(work, uri: str, writers: int, commits: int, tidying: bool = False) -> Said:
