@@ -1,4 +1,4 @@
-"""How well: runs, metrics and adapters in MLflow. The only `import mlflow`, and only when something is tracked (it takes six seconds).
+"""How well: runs, metrics and adapters in MLflow, which is imported only when something is tracked (it takes six seconds).
 
 Everything goes through a client and explicit run ids, never through MLflow's "active run": a training that is restarted, or whose
 losses come from another process, must find its run again. Which data a run saw is a dataset input that names the release and the table
@@ -10,24 +10,23 @@ each machine fetches a version once, into `cache()`, where the newest `CACHED` s
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.text import plain
+from egomill.tasks.lake.connection import connected, flat, greet, quoted, texts
+from egomill.tasks.lake.dataset_source import LanceSource
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 log = logging.getLogger(__name__)
@@ -36,49 +35,6 @@ ROLLING = "rolling_back"  # tag of a champion that is losing its place
 BY = "egomill.run"  # tag of runs: the lake's run that started it
 _QUOTED = "?uri=true"
 CACHED = 8  # adapters that a machine keeps: one of the paper's size has 3 GB
-
-
-@dataclass(frozen=True)
-class LanceSource:
-    """Table versions of a lake as a source that MLflow can write down and reopen.
-
-    It has the methods of MLflow's DatasetSource without inheriting it, so that naming it does not import MLflow.
-    """
-
-    uri: str
-    tables: dict[str, int]
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "lance"
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> LanceSource:
-        raise NotImplementedError("a Lance source is made from a lake and table versions, not guessed from a string")
-
-    def load(self) -> dict[str, Any]:
-        """{table: Lance dataset at its version}."""
-        from egomill.tasks.lake.tables import Lake
-
-        return {name: Lake(self.uri).open(name, version) for name, version in self.tables.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"uri": self.uri, "tables": self.tables}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[Any, Any]) -> LanceSource:
-        return cls(source_dict["uri"], dict(source_dict["tables"]))
-
-    @classmethod
-    def from_json(cls, source_json: str) -> LanceSource:
-        return cls.from_dict(json.loads(source_json))
 
 
 @dataclass(frozen=True)
@@ -95,69 +51,6 @@ class Adapter:
     @property
     def spec(self) -> str:
         return f"{self.name}@v{self.version}"
-
-
-PATIENCE = 5  # seconds for a server's first answer; what comes later waits and tries again, as MLflow does: some four minutes
-
-
-@lru_cache(maxsize=4)
-def _greet(uri: str) -> None:
-    """Whether the server at `uri` answers, and answers us, asked once a process: an outage later is waited for, as MLflow does.
-
-    Errors: OSError that says what is wrong, where, and what to do.
-    """
-    if not uri.startswith(("http://", "https://")):
-        return
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    try:
-        place = urlsplit(uri)
-    except ValueError as error:
-        raise ValueError(f"the MLflow server {uri!r} is no address ({error}): name it as http://host:port") from None
-    shown = place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()  # without a password
-    what, todo = "", "start it, or name another with --tracking or MLFLOW_TRACKING_URI"
-    try:
-        ask = {"max_retries": 0, "timeout": PATIENCE, "raise_on_status": False}
-        answer: Any = http_request(get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search?max_results=1", "GET", **ask)
-        if answer.status_code in (401, 403):
-            what, todo = "does not let us in", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        elif answer.status_code not in (200, 429):  # 429: it is there, and busy
-            what = f"answers {answer.status_code} {answer.reason}"
-        elif answer.status_code == 200 and "json" not in answer.headers.get("content-type", ""):
-            what = "answers, but is no MLflow"
-    except (MlflowException, OSError) as error:  # what requests raises is an OSError
-        what = "has a name that is not found" if "resolve" in str(error) else f"does not answer ({_brief(error)})"
-    if what:
-        raise OSError(f"the MLflow server {shown} {what}: {todo}") from None
-
-
-def _brief(error: BaseException) -> str:
-    text = str(error)
-    known = {
-        "aborted": "it hangs up",
-        "refused": "connection refused",
-        "timed out": f"nothing within {PATIENCE} s",
-        "SSL": "no secure connection could be made",
-    }
-    return next((words for sign, words in known.items() if sign in text), text.rpartition(": ")[2][:200])
-
-
-@lru_cache(maxsize=4)
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    if database := Tracker(uri).database:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        try:  # MLflow would try again for minutes what no trying mends
-            with contextlib.closing(sqlite3.connect(database)) as opened:
-                opened.execute("PRAGMA schema_version")
-        except sqlite3.Error as error:
-            raise OSError(f"MLflow's database {database}: {error}") from None
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def cache() -> Path:
@@ -187,7 +80,7 @@ class Tracker:
     def of(uri: str, lake_uri: str) -> Tracker:
         """The store at `uri`, or where that is empty the lake's own. OSError where it is a server that does not answer."""
         if uri:
-            _greet(uri)
+            greet(uri)
         return Tracker(uri) if uri else Tracker.beside(lake_uri)
 
     @property
@@ -200,20 +93,20 @@ class Tracker:
 
     @property
     def client(self) -> Any:
-        return _client(self.uri)
+        return connected(self.uri, self.database)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
     def start(self, name: str, tags: Mapping[str, str] | None = None) -> str:
         """A new run; returns its id."""
-        return self.client.create_run(self._experiment(), run_name=plain(name, 200), tags=_plain(tags or {})).info.run_id
+        return self.client.create_run(self._experiment(), run_name=plain(name, 200), tags=texts(tags or {})).info.run_id
 
     def resume(self, run_id: str) -> None:
         self.client.update_run(run_id, status="RUNNING")
 
     def unfinished(self, tags: Mapping[str, str]) -> str:
         """The newest run with these tags that did not finish (running, failed or killed); "" where there is none."""
-        where = " AND ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
+        where = " AND ".join(f"tags.`{name}` = {quoted(value)}" for name, value in tags.items())
         found = self.client.search_runs([self._experiment()], filter_string=f"attributes.status != 'FINISHED' AND {where}", max_results=1)
         return found[0].info.run_id if found else ""
 
@@ -250,12 +143,12 @@ class Tracker:
         """Nested settings as `section.key`. MLflow refuses to change a parameter of a run, and so do we."""
         from mlflow.entities import Param
 
-        self.client.log_batch(run_id, params=[Param(k, v) for k, v in _plain(dict(_flat(values))).items()])
+        self.client.log_batch(run_id, params=[Param(k, v) for k, v in texts(dict(flat(values))).items()])
 
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _plain(values).items()])
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in texts(values).items()])
 
     def metrics(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Many steps at once: (step, {name: value}); a step logged again by a resumed run is kept twice (readers take the last)."""
@@ -293,7 +186,7 @@ class Tracker:
 
     def runs_of(self, dataset_digest: str) -> list[str]:
         """The runs that read exactly these table versions."""
-        found = self.client.search_runs([self._experiment()], filter_string=f"dataset.digest = {_quoted(dataset_digest)}")
+        found = self.client.search_runs([self._experiment()], filter_string=f"dataset.digest = {quoted(dataset_digest)}")
         return [run.info.run_id for run in found]
 
     def inputs(self, run_id: str) -> list[dict]:
@@ -314,7 +207,7 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self.client.get_run(run_id).info.artifact_uri}/adapter"
-        made = self.client.create_model_version(name, source=source, run_id=run_id, tags=_plain(tags))
+        made = self.client.create_model_version(name, source=source, run_id=run_id, tags=texts(tags))
         return self.resolve(f"{name}/{made.version}")
 
     def alias(self, adapter: Adapter, alias: str) -> None:
@@ -326,7 +219,7 @@ class Tracker:
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Tags on a registered version, without fetching its files."""
-        for key, value in _plain(tags).items():
+        for key, value in texts(tags).items():
             self.client.set_model_version_tag(name, version, key, value)
 
     def find(self, spec: str) -> Adapter:
@@ -439,7 +332,7 @@ class Tracker:
         """The runs that trained on a release, whether or not an adapter came of it."""
         found, token = [], None
         while True:
-            page = self.client.search_runs([self._experiment()], filter_string=f"tags.release = {_quoted(release)}", page_token=token)
+            page = self.client.search_runs([self._experiment()], filter_string=f"tags.release = {quoted(release)}", page_token=token)
             found += [run.info.run_id for run in page]
             if not (token := page.token):
                 return found
@@ -478,7 +371,7 @@ class Tracker:
 
     def adapters(self, name: str) -> list[dict]:
         """Every version, oldest first: {version, run_id, tags, aliases}."""
-        found = sorted(self.client.search_model_versions(f"name = {_quoted(name)}"), key=lambda v: int(v.version))
+        found = sorted(self.client.search_model_versions(f"name = {quoted(name)}"), key=lambda v: int(v.version))
         by_version: dict[str, list[str]] = {}
         if found:
             for alias, version in self.client.get_registered_model(name).aliases.items():
@@ -487,23 +380,3 @@ class Tracker:
             {"version": str(v.version), "run_id": v.run_id, "tags": dict(v.tags), "aliases": sorted(by_version.get(str(v.version), []))}
             for v in found
         ]
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, str]:
-    return {key: plain(str(value), most=5000) for key, value in values.items()}  # MLflow takes 6,000 characters
-
-
-def _quoted(value: str) -> str:
-    """As MLflow's filters write a text, in which nothing can be escaped."""
-    mark = '"' if "'" in value else "'"
-    if mark in value:
-        raise ValueError(f"{plain(value)}: nothing in MLflow has a name with both kinds of quotation marks")
-    return f"{mark}{plain(value, most=5000)}{mark}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
