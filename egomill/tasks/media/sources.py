@@ -20,20 +20,17 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
-from egomill.tasks.media.untrusted import MEGABYTE, Bad, below, inside, load_json, opened, regular, stat_signature
+from egomill.tasks.media.indices import INDEX_LIMIT, SPLITS, Index, few, metadata, read_index, take_names, task_of
+from egomill.tasks.media.untrusted import Bad, below, inside, load_json, regular, stat_signature
 
-INDEX_LIMIT = 512 * MEGABYTE  # takes.json and the descriptions speak of the whole release
 EXO_VIDEO = re.compile(r"((?:cam|gp)\d+)\.mp4")
 EGO_VIDEO = re.compile(r"(aria\d+)_214-1\.mp4")  # 214-1 is the RGB stream
-SPLITS = ("train", "val", "test")
-RECORDS = 100_000  # of an index: Ego-Exo4D has 5,035 takes
 
 
 def discover(roots: list[Path], allow: Iterable[str] = ()) -> list[Item]:
@@ -99,7 +96,7 @@ def _standing(row: dict, allow: tuple[str, ...]) -> tuple[bool, int]:
         return all((root / row["entry"][k]).is_file() for k in ("exo_path", "ego_gt_path") if row["entry"].get(k)), len(row["files"])
     usable = {Path(file).name for file in row["files"] if file not in row["barred"]}
     exo = sum(bool(EXO_VIDEO.fullmatch(name)) for name in usable) if any(map(EGO_VIDEO.fullmatch, usable)) else 0
-    named = bool(row["pose"]) and _metadata(root, root / row["pose"], allow).get("take_name") == row["take_name"]
+    named = bool(row["pose"]) and metadata(root, root / row["pose"], allow).get("take_name") == row["take_name"]
     return named, exo
 
 
@@ -134,28 +131,13 @@ def _hold_one_out(rows: list[dict]) -> None:
 # -- the Ego-Exo4D release -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Index:
-    """What the release's shared files say."""
-
-    takes: dict[str, dict] = field(default_factory=dict)  # folder relative to the root -> record
-    poses: dict[str, list[Path]] = field(default_factory=dict)  # uid -> annotation files
-    splits: dict[str, str] = field(default_factory=dict)
-    texts: dict[str, list[dict]] = field(default_factory=dict)
-    named: dict[str, list[str]] = field(default_factory=dict)  # take name -> uids, from the annotations themselves
-    faults: dict[str, list[str]] = field(default_factory=dict)  # uid -> what is wrong with what is said of it
-    lost: dict[str, list[str]] = field(default_factory=dict)  # records of no known folder: uid or place in the file -> what is wrong
-    fault: list[str] | None = None
-    allow: tuple[str, ...] = ()
-
-
 def release(root: Path, allow: tuple[str, ...] = ()) -> Iterator[dict]:
     """Rows of the takes that are on disk; those that takes.json lists and nobody downloaded are no takes."""
-    index = _read_index(root, allow)
+    index = read_index(root, allow)
     folders = {f"takes/{p.name}" for p in (root / "takes").iterdir() if p.is_dir() and not p.name.startswith(".")}
     listed = {place for folder in [f for f in index.takes if f not in folders] if (place := _place_of(root, folder, index))}
     if any(not index.takes.get(folder, {}).get("take_uid") for folder in folders | listed):
-        index.named = _take_names(root, index)
+        index.named = take_names(root, index)
     seen = set()
     for folder in sorted(folders | listed):
         row = _take(root, folder, index)
@@ -171,7 +153,7 @@ def _row(root: Path, folder: str, name: str, uid: str) -> dict[str, Any]:
     return known | {"split": "", "descriptions": [], "pose": "", "files": [], "barred": {}, "entry": {}, "fault": None}
 
 
-def _take(root: Path, folder: str, index: _Index) -> dict:
+def _take(root: Path, folder: str, index: Index) -> dict:
     record = index.takes.get(folder, {})
     row = _row(root, folder, record.get("take_name") or Path(folder).name, record.get("take_uid", ""))
     row["task"] = record.get("task_name") or record.get("parent_task_name") or row["task"]
@@ -192,7 +174,7 @@ def _take(root: Path, folder: str, index: _Index) -> dict:
     return row
 
 
-def _of_uid(root: Path, uid: str, index: _Index) -> dict:
+def _of_uid(root: Path, uid: str, index: Index) -> dict:
     """Split, descriptions and annotation of a take. Bad where annotations of one take lie in several splits and no index decides."""
     poses = index.poses.get(uid, [])
     split = index.splits.get(uid, "")
@@ -240,115 +222,7 @@ def _used(path: Path) -> bool:
     return bool(EXO_VIDEO.fullmatch(path.name) or EGO_VIDEO.fullmatch(path.name))
 
 
-def _read_index(root: Path, allow: tuple[str, ...]) -> _Index:
-    """The shared files. An unreadable one is a fault of every take: guessing splits or uids would be worse than stopping."""
-    index = _Index(allow=allow)
-    for path in sorted((root / "annotations" / "ego_pose").glob("*/camera_pose/*.json")):
-        index.poses.setdefault(path.stem, []).append(path)
-    try:
-        for path, read in (
-            (root / "takes.json", _read_takes),
-            (root / "annotations" / "splits.json", _read_splits),
-            *((p, _read_texts) for p in sorted((root / "annotations").glob("atomic_descriptions_*.json"))),
-        ):
-            if os.path.lexists(path):
-                inside(root, path.relative_to(root).as_posix(), allow)
-                try:
-                    read(index, load_json(path, "take_unreadable", INDEX_LIMIT))
-                except _WRONG as error:
-                    raise Bad("take_unreadable", f"{path.name}: {type(error).__name__} {error}") from None
-    except Bad as bad:
-        index.fault = [bad.rejected.reason, bad.rejected.detail]
-    return index
-
-
-_WRONG = (KeyError, TypeError, AttributeError, ValueError, OverflowError)  # what a value of another shape than expected leads to
-_FIELDS = ("take_uid", "take_name", "root_dir", "task_name", "parent_task_name")
-
-
-def _few(records: Any) -> Any:
-    """The records; ValueError where they are too many: what is kept of one may be larger than it."""
-    if len(records) > RECORDS:
-        raise ValueError(f"{len(records)} records, more than {RECORDS}")
-    return records
-
-
-def _read_takes(index: _Index, value: Any) -> None:
-    if not isinstance(value, list):
-        raise ValueError("no list of takes")
-    for number, record in enumerate(_few(value)):
-        said = record if isinstance(record, dict) else {}
-        kept: dict[str, Any] = {k: said.get(k) or "" for k in _FIELDS}
-        wrong = [k for k, v in kept.items() if not isinstance(v, str)]
-        kept |= dict.fromkeys(wrong, "")
-        fault = ["take_unreadable", f"takes.json, record {number}: {', '.join(wrong)} is no text"] if wrong else None
-        folder = kept["root_dir"] or (kept["take_name"] and f"takes/{kept['take_name']}")
-        if not folder:
-            told = ["take_unreadable", f"takes.json, record {number}: neither root_dir nor take_name"]
-            uid = kept["take_uid"] or f"takes.json#{number}"
-            index.lost[uid] = index.faults[uid] = told
-            continue
-        folder = os.path.normpath(folder)
-        if index.takes.get(folder, kept) != kept:
-            fault = ["take_unreadable", f"takes.json lists {folder} twice, as {index.takes[folder]['take_uid']} and {kept['take_uid']}"]
-        index.takes[folder] = {**kept, "fault": fault} if fault else kept
-
-
-def _read_splits(index: _Index, value: Any) -> None:
-    pairs = ((uid, split) for split, uids in value.get("split_to_take_uids", {}).items() for uid in _few(uids))
-    for uid, split in chain(pairs, _few(value.get("take_uid_to_split", {})).items()):
-        if split not in SPLITS or index.splits.setdefault(uid, split) != split:
-            told = " and ".join(dict.fromkeys(repr(s)[:50] for s in (index.splits.get(uid, split), split)))
-            index.faults[uid] = ["split_invalid", f"splits.json puts it into {told}; known are {', '.join(SPLITS)}"]
-
-
-def _read_texts(index: _Index, value: Any) -> None:
-    """Of several annotators' passes over a take the fullest that was not rejected."""
-    for uid, passes in _few(value["annotations"]).items():
-        try:
-            kept = [p["descriptions"] for p in passes if not p.get("rejected")]
-            best = max(kept, key=len, default=[])
-            told = [d for d in best if d.get("text") and d.get("timestamp") is not None]
-            found = [{"text": str(d["text"]), "timestamp": float(d["timestamp"])} for d in told]
-        except _WRONG as error:
-            index.faults.setdefault(uid, ["descriptions_invalid", f"{type(error).__name__}: {error}"[:200]])
-        else:
-            index.texts[uid] = sorted(found, key=lambda d: d["timestamp"])
-
-
-def _take_names(root: Path, index: _Index) -> dict[str, list[str]]:
-    """Take name -> uids, as the annotations' own metadata say (they are the only link where takes.json is absent)."""
-    names: dict[str, list[str]] = {}
-    for uid, paths in index.poses.items():
-        found = (_metadata(root, path, index.allow) for path in paths)
-        name = next((m["take_name"] for m in found if m.get("take_uid") == uid and isinstance(m.get("take_name"), str)), None)
-        if name is not None:
-            names.setdefault(name, []).append(uid)
-    return names
-
-
-def _metadata(root: Path, path: Path, allow: tuple[str, ...]) -> dict:
-    """The "metadata" object, usually in the first bytes of a file of megabytes; {} where the file cannot be read."""
-    try:
-        inside(root, path.relative_to(root).as_posix(), allow)
-        with opened(path) as file:
-            head = file.read(65536).decode(errors="replace")
-        at = re.search(r'"metadata"\s*:\s*(?=\{)', head)
-        if at:
-            return json.JSONDecoder().raw_decode(head[at.end() :])[0]
-    except Bad:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        pass
-    try:
-        value = load_json(path, "no_camera_pose")
-    except Bad:
-        return {}
-    metadata = value.get("metadata") if isinstance(value, dict) else None
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _place_of(root: Path, folder: str, index: _Index) -> str:
+def _place_of(root: Path, folder: str, index: Index) -> str:
     """Where on disk a listed folder is, which then is its name in the index; "" where it is not there. One that would have to be sought
     elsewhere is a fault of its take, wherever that lies."""
     try:
@@ -391,7 +265,7 @@ def egox(root: Path, allow: tuple[str, ...] = ()) -> Iterator[dict]:
     entries = meta.get("test_datasets") if isinstance(meta, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f"{root}/meta.json is no list of EgoX takes: no test_datasets in it")
-    for number, entry in enumerate(_few(entries)):
+    for number, entry in enumerate(few(entries)):
         path = entry.get("exo_path") if isinstance(entry, dict) else None
         name = Path(path).parent.name if isinstance(path, str) else ""
         row = _row(root, f"videos/{name}", name, name) | blank | {"entry": entry if isinstance(entry, dict) else {}}
@@ -425,12 +299,6 @@ def _seen(root: Path, path: str, allow: tuple[str, ...]) -> str:
     if os.path.lexists(inside(root, path, allow)):
         regular(root, path, allow)
     return path
-
-
-def task_of(name: str) -> str:
-    """The word of a take's name that says what is done: "iiith_cooking_57_2" -> "cooking"; "" where there is none."""
-    words = re.findall(r"[a-z]+", name.lower().partition("_")[2])
-    return words[0] if words else ""
 
 
 def exo_prompt(entry: dict) -> list[dict]:

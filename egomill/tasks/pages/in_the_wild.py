@@ -34,13 +34,13 @@ from egomill.tasks.lake import runs
 from egomill.tasks.lake.rows import finished, handed, one_thread
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.media import video, views
+from egomill.tasks.media.annotations import annotated_exo, check_lens, check_reach
 from egomill.tasks.media.trajectory import read_tum
 from egomill.tasks.media.untrusted import Bad, load_json, numbers
 from egomill.tasks.networks import bases, configs
 from egomill.tasks.pages import plausible
 from egomill.tasks.stages import depth, generations, of_method
 from egomill.tasks.stages.clips import exo_view, stride_of
-from egomill.tasks.stages.takes import annotated_exo, check_lens, check_reach
 from egomill.tasks.training import adapters
 
 WIDEST = 170.0  # degrees across that a picture without a lens model may show

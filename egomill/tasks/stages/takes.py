@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +19,7 @@ import numpy as np
 import torch
 
 from egomill.kernels import poses
-from egomill.kernels.cameras import ARIA_VISIBLE, GOPRO_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored
-from egomill.kernels.exo_lens import exo_lens
+from egomill.kernels.cameras import GOPRO_TYPICAL, Camera
 from egomill.schemas.config import Ingest, Profile
 from egomill.schemas.fingerprint import digest, file_sha256
 from egomill.schemas.outcome import Rejected
@@ -29,28 +27,29 @@ from egomill.schemas.tensors import pack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.watch import lasts
 from egomill.tasks.media import video
+from egomill.tasks.media.annotations import (
+    annotation_of,
+    by_frame,
+    check_frames,
+    check_lens,
+    check_range,
+    check_reach,
+    ego_lens,
+    egox_exo,
+    fixed_pose,
+    lens_of,
+    or_none,
+)  # fmt: skip
 from egomill.tasks.media.sources import EGO_VIDEO, EXO_VIDEO
 from egomill.tasks.media.untrusted import (
-    MEGABYTE,
     Bad,
     inside,
-    load_json,
-    npy_header,
-    npz,
-    numbers,
-    opened,
-    parse_json,
     regular,
     stat_signature,
 )
 
 log = logging.getLogger(__name__)
 MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
-RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
-LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
-REACH = 0.1, 100.0  # metres between the wearer and an exo camera, in the middle of a take; a pitch is some 70 long
-BENDS = 0.2, 5.0  # how far out a lens draws a ray, over an equidistant one's; a pinhole at 80 degrees 4
-STAYS = 1e-3  # metres, or of a rotation's numbers, between poses of a camera that does not move
 BESIDE = 1.0  # seconds by which what is told of a take may lie outside of it
 
 
@@ -94,7 +93,7 @@ class Reader:
                 sizes.setdefault(str(Path(file).parent), {})[match[1]] = file
         if not sizes:
             raise Bad("no_exo_video", row["folder"])
-        annotation = _annotation(Path(row["root"]), row, self.settings.allow)
+        annotation = annotation_of(Path(row["root"]), row, self.settings.allow)
         told = {
             folder: {cam for cam, file in videos.items() if cam in annotation and file not in row["barred"]}
             for folder, videos in sizes.items()
@@ -144,24 +143,10 @@ class Reader:
             raise Bad(*row["barred"][videos[wearer]])
         ego = video.inspect(regular(root, videos[wearer], allow))
         calibration = next((file for file in row["files"] if file.endswith("/online_calibration.jsonl")), None)
-        ego_camera, lens_source = _ego_lens(root, calibration, ego, allow)
+        ego_camera, lens_source = ego_lens(root, calibration, ego, allow)
 
         left: dict[str, list[str]] = {}
-        infos: dict[str, video.VideoInfo] = {}
-        lenses: dict[str, tuple[Camera, np.ndarray]] = {}
-        for cam in cams:
-            with _leaving_out(left, cam):
-                if cam not in annotation:
-                    raise Bad("no_camera_pose", f"{row['pose']} does not pose it")
-                if videos[cam] in row["barred"]:
-                    raise Bad(*row["barred"][videos[cam]])
-                info = video.inspect(regular(root, videos[cam], allow))
-                self._agree({videos[wearer]: ego, videos[cam]: info})
-                lens = _exo_lens(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(info.width, info.height)
-                if abs(info.width / info.height / (16 / 9) - 1) > 0.02:
-                    raise Bad("calibration_invalid", f"{cam}: the video is {info.width}x{info.height}, the calibration is 16:9")
-                lenses[cam] = check_lens(lens, videos[cam]), _pose(annotation[cam].get("camera_extrinsics"), cam)
-                infos[cam] = info
+        infos, lenses = self._lenses(row, videos, annotation, (videos[wearer], ego), left)
         frames = min(info.frames for info in (ego, *infos.values()))
         exo = {}
         depths = {Path(file).stem: file for file in row["files"] if file.endswith(".npz")}
@@ -171,9 +156,9 @@ class Reader:
                 if depth in row["barred"]:
                     raise Bad(*row["barred"][depth])
                 if depth:
-                    _check_range(regular(root, depth, allow), infos[cam], frames, self.settings.frame_slack)
+                    check_range(regular(root, depth, allow), infos[cam], frames, self.settings.frame_slack)
                 exo[cam] = _view(videos[cam], *lens, depth, "range" if depth else None)
-        T_world_ego = self._head(_by_frame(annotation[wearer].get("camera_extrinsics"), wearer), frames) if exo else np.empty((0, 4, 4))
+        T_world_ego = self._head(by_frame(annotation[wearer].get("camera_extrinsics"), wearer), frames) if exo else np.empty((0, 4, 4))
         for cam in list(exo):
             with _leaving_out(left, cam):
                 check_reach(_known(T_world_ego), {cam: exo[cam]})
@@ -196,6 +181,27 @@ class Reader:
             "files": [videos[wearer], *(videos[cam] for cam in exo), *([calibration] if calibration else []), row["pose"], *depth_files],
         }
 
+    def _lenses(
+        self, row: dict, videos: dict[str, str], annotation: dict[str, dict], ego: tuple[str, video.VideoInfo], left: dict[str, list[str]]
+    ) -> tuple[dict[str, video.VideoInfo], dict[str, tuple[Camera, np.ndarray]]]:
+        """Each exo camera's video as it is, and its lens at that size with its pose; what cannot be used goes into `left` instead."""
+        infos: dict[str, video.VideoInfo] = {}
+        lenses: dict[str, tuple[Camera, np.ndarray]] = {}
+        for cam in sorted(cam for cam in videos if not _is_ego(cam)):
+            with _leaving_out(left, cam):
+                if cam not in annotation:
+                    raise Bad("no_camera_pose", f"{row['pose']} does not pose it")
+                if videos[cam] in row["barred"]:
+                    raise Bad(*row["barred"][videos[cam]])
+                info = video.inspect(regular(Path(row["root"]), videos[cam], self.settings.allow))
+                self._agree(dict((ego, (videos[cam], info))))
+                lens = lens_of(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(info.width, info.height)
+                if abs(info.width / info.height / (16 / 9) - 1) > 0.02:
+                    raise Bad("calibration_invalid", f"{cam}: the video is {info.width}x{info.height}, the calibration is 16:9")
+                lenses[cam] = check_lens(lens, videos[cam]), fixed_pose(annotation[cam].get("camera_extrinsics"), cam)
+                infos[cam] = info
+        return infos, lenses
+
     def _egox(self, row: dict) -> dict:
         root, entry = Path(row["root"]), row["entry"]
         if not entry.get("ego_gt_path"):
@@ -213,14 +219,15 @@ class Reader:
             raise Bad("no_camera_pose", "no ego_extrinsics")
         frames = min(frames, max(len(listed), frames - self.settings.frame_slack))  # 50 frames are stored, 49 count
         T_world_ego = self._head(dict(enumerate(listed[: frames + self.settings.frame_slack + 1])), frames)
-        lens = _exo_lens(entry, "exo", list(GOPRO_TYPICAL.params[4:]))
-        camera = _egox_exo(lens, exo)
+        lens = lens_of(entry, "exo", list(GOPRO_TYPICAL.params[4:]))
+        camera = egox_exo(lens, exo)
         depth = next((str(Path(file).parent) for file in row["files"] if file.endswith(".npy")), None)
         if depth:
-            _check_frames(root / depth, frames)
+            check_frames(root / depth, frames)
         told = float(entry["camera_intrinsics"][0][0]) / lens.params[0]  # EgoX gave its networks the intrinsics of the undistorted pictures
-        view = _view(paths["exo_path"], camera, _pose(entry.get("camera_extrinsics"), "exo"), depth, "pinhole-z" if depth else None, told)
-        ego_camera, lens_source = _ego_lens(root, None, ego)
+        T_world_exo = fixed_pose(entry.get("camera_extrinsics"), "exo")
+        view = _view(paths["exo_path"], camera, T_world_exo, depth, "pinhole-z" if depth else None, told)
+        ego_camera, lens_source = ego_lens(root, None, ego)
         check_reach(_known(T_world_ego), {"exo": view})
         self._check_steps(T_world_ego)
         return {
@@ -281,7 +288,7 @@ class Reader:
             raise Bad("poses_disagree", f"a pose for frame {max(extrinsics)}, the videos have {frames}")
         T = torch.full((frames, 4, 4), torch.nan, dtype=torch.float64)
         for frame, value in extrinsics.items():
-            matrix = _or_none(value, frame)
+            matrix = or_none(value, frame)
             if matrix is None or frame >= frames:
                 continue
             T_ego_world = poses.from_rt(torch.from_numpy(matrix))
@@ -326,137 +333,10 @@ def _known(T_world_ego: np.ndarray) -> np.ndarray:
     return T_world_ego[np.isfinite(T_world_ego).all(axis=(1, 2)), :3, 3]
 
 
-def _annotation(root: Path, row: dict, allow: tuple[str, ...]) -> dict[str, dict]:
-    """The camera_pose annotation's entries by camera. Bad where it is missing, unreadable, or another take's."""
-    if not row["pose"]:
-        raise Bad("no_camera_pose", f"no annotation of {row['take_uid']}")
-    value = load_json(inside(root, row["pose"], allow), "no_camera_pose")
-    if not isinstance(value, dict) or not isinstance(value.get("metadata"), dict):
-        raise Bad("no_camera_pose", f"{row['pose']}: no metadata")
-    told = tuple(value["metadata"].get(k) for k in ("take_uid", "take_name"))
-    if told != (row["take_uid"], row["take_name"]):
-        raise Bad("no_camera_pose", f"{row['pose']} says that it is of take {told[1]} ({told[0]})")
-    return {name: entry for name, entry in value.items() if name != "metadata" and isinstance(entry, dict)}
-
-
-def annotated_exo(annotation: Path, cam: str) -> tuple[Camera, np.ndarray]:
-    """An exo camera of a camera_pose annotation by itself: its lens at 3840x2160, and T_world_exo [4, 4]. Bad where it is not there."""
-    value = load_json(annotation, "no_camera_pose")
-    entries = {name: entry for name, entry in value.items() if isinstance(entry, dict)} if isinstance(value, dict) else {}
-    exo = [name for name, entry in entries.items() if "distortion_coeffs" in entry]
-    if cam not in exo:
-        raise Bad("no_camera_pose", f"{annotation.name}: no exo camera {cam!r} in it; there is {', '.join(exo) or 'none'}")
-    return _exo_lens(entries[cam], cam, entries[cam]["distortion_coeffs"]), _pose(entries[cam].get("camera_extrinsics"), cam)
-
-
-def _by_frame(dictionary: Any, name: str) -> dict[int, Any]:
-    if not isinstance(dictionary, dict) or not dictionary:
-        raise Bad("no_camera_pose", f"{name} has no poses by frame")
-    if not all(key.isascii() and key.isdigit() and len(key) < 9 for key in dictionary):
-        raise Bad("no_camera_pose", f"{name}: frames are not all numbers")
-    by_frame = {int(key): value for key, value in dictionary.items()}
-    if len(by_frame) < len(dictionary):
-        raise Bad("no_camera_pose", f"{name}: a frame has several poses")
-    return by_frame
-
-
-def _or_none(value: Any, frame: int) -> np.ndarray | None:
-    """A 3x4 extrinsic, or None where the annotation holds null or numbers that are not finite."""
-    if value is None:
-        return None
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise Bad("pose_gaps", f"ego, frame {frame}: not numbers") from None
-    if array.shape != (3, 4):
-        raise Bad("pose_gaps", f"ego, frame {frame}: shape {array.shape} instead of (3, 4)")
-    return array if np.isfinite(array).all() else None
-
-
-def _pose(value: Any, name: str) -> np.ndarray:
-    """T_world_exo [4, 4] from a fixed camera's world-to-camera 3x4; a dictionary of them by frame passes where all are one."""
-    if isinstance(value, dict):
-        told = [numbers(v, (3, 4), f"{name} extrinsics", "calibration_invalid") for v in _by_frame(value, name).values()]
-        if np.ptp(told, axis=0).max() > STAYS:
-            raise Bad("exo_camera_moves", f"{name}: {len(told)} poses, apart by up to {np.ptp(told, axis=0).max():.3g}")
-        value = told[0]
-    T_exo_world = poses.from_rt(torch.from_numpy(numbers(value, (3, 4), f"{name} extrinsics", "calibration_invalid")))
-    if not poses.is_rigid(T_exo_world):
-        raise Bad("rotation_invalid", name)
-    return poses.inverse(T_exo_world).numpy()
-
-
-def _exo_lens(entry: dict, name: str, coefficients: Any) -> Camera:
-    """The exo lens at 3840x2160 from intrinsics and Kannala-Brandt coefficients."""
-    K = numbers(entry.get("camera_intrinsics"), (3, 3), f"{name} intrinsics", "calibration_invalid")
-    k = numbers(coefficients, (4,), f"{name} distortion", "calibration_invalid")
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    if not (400 < fx < 8000 and 400 < fy < 8000 and 0 < cx < 3840 and 0 < cy < 2160 and abs(K[0, 1]) < 1):
-        raise Bad("calibration_invalid", f"{name}: focal length {fx:.0f}, {fy:.0f}, centre {cx:.0f}, {cy:.0f} of a 3840x2160 picture")
-    try:
-        camera = exo_lens(K.tolist(), k.tolist())
-    except ValueError as error:
-        raise Bad("calibration_invalid", f"{name}: {error}") from error
-    if camera.field_of_view < math.radians(30):
-        raise Bad("calibration_invalid", f"{name}: the lens turns back at {math.degrees(camera.field_of_view):.0f} degrees")
-    return camera
-
-
-def _egox_exo(lens: Camera, info: video.VideoInfo) -> Camera:
-    """EgoX's exo picture is the middle of the release's 796 px (measured: edges of depth and picture agree with a cut, not a squeeze)."""
-    full = round(info.height * RELEASE_WIDTH / 448)
-    if info.width > full:
-        raise Bad("calibration_invalid", f"exo video of {info.width}x{info.height} is wider than the camera")
-    return lens.rescale(full, info.height).crop((full - info.width) // 2, 0, info.width, info.height)
-
-
-def _ego_lens(root: Path, calibration: str | None, info: video.VideoInfo, allow: tuple[str, ...] = ()) -> tuple[Camera, str]:
-    """The Aria RGB lens behind the stored picture, and where it is known from."""
-    if info.width != info.height:
-        raise Bad("video_geometry", f"the ego video is {info.width}x{info.height}; Aria RGB is square")
-    if calibration is None:
-        return aria_rgb(info.width), "typical lens"
-    try:
-        with opened(inside(root, calibration, allow)) as file:
-            cameras = parse_json(file.readline(LINE))["CameraCalibrations"]
-        projection = next(c["Projection"] for c in cameras if c["Label"] == "camera-rgb")
-        if projection["Name"] != "FisheyeRadTanThinPrism":
-            raise ValueError(f"the lens is a {str(projection['Name'])[:50]}, not a FisheyeRadTanThinPrism")
-        f, cx, cy, *rest = numbers(projection["Params"], (15,), f"{calibration}: camera-rgb", "calibration_invalid").tolist()
-        lens = Camera("fisheye624", (f, f, cx, cy, *rest), 2880, 2880, max_theta=ARIA_VISIBLE)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise Bad("calibration_invalid", f"{calibration}: {type(error).__name__} {error}") from None
-    if not (600 < f < 3000 and 960 < cx < 1920 and 960 < cy < 1920) or lens.field_of_view < math.radians(30):
-        raise Bad("calibration_invalid", f"{calibration}: f {f:.0f}, centre {cx:.0f}, {cy:.0f} of 2880x2880")
-    return aria_sensor_to_stored(check_lens(lens, calibration), info.width), "calibration file"
-
-
-def check_lens(lens: Camera, name: str) -> Camera:
-    """The lens, where it bends rays as a lens does: at 0.95 of its field of view, a picture that is neither crushed nor blown up."""
-    theta = 0.95 * lens.field_of_view
-    away = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * math.sin(theta)
-    points = torch.cat((away, torch.full((4, 1), math.cos(theta), dtype=torch.float64)), dim=1)
-    at = (lens.project(points)[0] - torch.tensor(lens.params[2:4])) / torch.tensor(lens.params[:2])
-    stretch = at.norm(dim=1) / theta
-    if not ((stretch > BENDS[0]) & (stretch < BENDS[1])).all():
-        raise Bad(
-            "calibration_invalid", f"{name}: rays at {math.degrees(theta):.0f} degrees are drawn {stretch.max():.3g} times as far out"
-        )
-    return lens
-
-
 def _view(path: str, camera: Camera, T_world_exo: np.ndarray, depth: str | None, kind: str | None, told: float = 1.0) -> dict:
     check_lens(camera, path)
     depth_is = {"depth": depth, "depth_kind": kind, "depth_focal": told}
     return {"video": path, "camera": camera.to_dict(), "T_world_exo": T_world_exo.tolist(), **depth_is}
-
-
-def check_reach(positions: np.ndarray, exo: dict[str, dict]) -> None:
-    """That the head, at `positions` [n, 3], is where exo cameras would be put to film it: poses in millimetres are not."""
-    for cam, view in exo.items():
-        away = float(np.median(np.linalg.norm(positions - np.array(view["T_world_exo"])[:3, 3], axis=1)))
-        if not REACH[0] <= away <= REACH[1]:
-            raise Bad("pose_units", f"{cam} is {away:.3g} m from the wearer's head, where {REACH[0]} to {REACH[1]} is sensible")
 
 
 def _check_times(timestamps: list[float], seconds: float) -> None:
@@ -464,34 +344,3 @@ def _check_times(timestamps: list[float], seconds: float) -> None:
     outside = [t for t in timestamps if not -BESIDE <= t <= seconds + BESIDE]
     if 2 * len(outside) > len(timestamps):
         raise Bad("descriptions_invalid", f"{len(outside)} of {len(timestamps)} lie outside of {seconds:.1f} s, one at {outside[0]:.6g} s")
-
-
-def _check_range(path: Path, info: video.VideoInfo, frames: int, slack: int) -> None:
-    """A sidecar's headers: static [h, w], dynamic [frames, h, w], of the video's shape."""
-    try:
-        with npz(path, "static_depth", "dynamic_depth") as arrays:
-            heads = arrays.heads
-        static, moving = heads["static_depth"], heads.get("dynamic_depth")
-    except (OSError, ValueError, KeyError) as error:
-        raise Bad("depth_sidecar_invalid", f"{path.name}: {type(error).__name__} {error}") from None
-    shapes = [static.shape] + ([moving.shape[1:]] if moving else [])
-    fits = all(len(s) == 2 and 0 < math.prod(s) <= video.MAX_PIXELS for s in shapes)
-    fits = fits and all(abs(s[1] * info.height / (s[0] * info.width) - 1) < 0.01 for s in shapes)
-    fits = fits and (not moving or frames <= moving.shape[0] <= info.frames + slack)
-    if not fits or any(head.dtype.kind != "f" for head in heads.values()):
-        told = ", ".join(f"{name} {head.dtype} {head.shape}" for name, head in sorted(heads.items()))
-        raise Bad("depth_sidecar_invalid", f"{path.name}: {told} beside {info}")
-
-
-def _check_frames(folder: Path, frames: int) -> None:
-    """EgoX depth: one float picture a frame, all of one shape."""
-    shapes = set()
-    for frame in range(frames):
-        path = folder / f"{frame:05d}.npy"
-        try:
-            head = npy_header(path)
-        except (OSError, ValueError) as error:
-            raise Bad("depth_sidecar_invalid", f"{path.name}: {str(error)[:200]}") from None
-        shapes.add(head.shape)
-        if len(head.shape) != 2 or head.dtype.kind != "f" or len(shapes) > 1 or not 0 < math.prod(head.shape) <= video.MAX_PIXELS:
-            raise Bad("depth_sidecar_invalid", f"{path.name}: {head.dtype} {head.shape}")

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from egomill.tasks.media.sources import _hold_one_out, discover, task_of
+from egomill.tasks.media.indices import task_of
+from egomill.tasks.media.sources import _hold_one_out, discover
 from egomill.tasks.media.untrusted import Bad, inside, load_json
 from tests.tasks.tiny_release import change, put, write_egox, write_release, write_take
 
