@@ -77,24 +77,14 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
     root.key(0.0, (x,))
     gaze.key(0.0, (x, 0.25, 0.0))
 
-    def rest(hand: int, at: float) -> tuple:
-        return (
-            at + (-0.2, 0.2)[hand] + rng.uniform(-0.04, 0.04),
-            rng.uniform(0.03, 0.12),
-            rng.uniform(0.05, 0.14),
-            0.03,
-            rng.uniform(0.25, 0.5),
-        )
-
     for hand in (0, 1):
-        hands[hand].key(0.0, rest(hand, x))
+        hands[hand].key(0.0, _rest(rng, hand, x))
     deeds: list[Deed] = []
     time = float(rng.uniform(0.0, 0.4))
     last = -1
     while time < until:
-        near = [k for k in range(len(places)) if abs(places[k, 0] - x) < 0.75 and places[k, 1] < 0.42 and k != last] or [
-            int(np.abs(places[:, 0] - x).argmin())
-        ]
+        near = [k for k in range(len(places)) if abs(places[k, 0] - x) < 0.75 and places[k, 1] < 0.42 and k != last]
+        near = near or [int(np.abs(places[:, 0] - x).argmin())]
         item = last = int(rng.choice(near))
         name = str(rng.choice(DEEDS, p=(0.45, 0.15, 0.25, 0.15)))
         source = places[item].copy()
@@ -105,18 +95,7 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
         grip_z = min(heights[item] * 0.55, heights[item] - 0.02)
         lift = {"move": rng.uniform(0.1, 0.22), "lift": rng.uniform(0.2, 0.35), "look": rng.uniform(0.3, 0.4), "slide": 0.004}[name]
         grasp = time + walk + float(rng.uniform(0.45, 0.65))
-        if name == "look" or name == "lift":
-            height = np.array([stand + rng.uniform(-0.05, 0.05), 0.16 if name == "look" else source[1], lift])
-            knots = [
-                (0.7, height),
-                (0.7 + rng.uniform(0.4, 0.9), height + rng.uniform(-0.02, 0.02, 3)),
-                (1.5 + rng.uniform(0, 0.5), (*target, 0.0)),
-            ]
-            knots[2] = (max(knots[2][0], knots[1][0] + 0.6), knots[2][1])
-        else:
-            middle = (*(0.5 * (source + target)), lift)
-            pace = 0.35 + 0.55 * float(np.linalg.norm(target - source)) + 0.6 * lift
-            knots = [(pace, middle), (2 * pace, (*target, 0.0))]
+        knots = _knots(rng, name, source, target, stand, lift)
         release = grasp + 0.12 + knots[-1][0]
         end = release + 0.12 + float(rng.uniform(0.35, 0.5))
 
@@ -124,22 +103,13 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
         root.key(time + walk + 0.2, (stand,))
         mine, other = hands[hand], hands[1 - hand]
         other.hold(time)
-        other.key(time + walk + 0.3, rest(1 - hand, stand))
+        other.key(time + walk + 0.3, _rest(rng, 1 - hand, stand))
         gaze.hold(time)
         gaze.key(time + 0.35, (*source, 0.05))
-        r = float(radii[item])
         mine.hold(time + 0.3 * walk)
-        mine.key(grasp - 0.12, (*source, grip_z + 0.02, r + 0.025, 0.3))
-        mine.key(grasp, (*source, grip_z, r, 0.75))
-        mine.hold(grasp + 0.06)
-        items[item].hold(grasp + 0.06)
-        for after, knot in knots:
-            p = np.asarray(knot, float)
-            mine.key(grasp + 0.06 + after, (p[0], p[1], p[2] + grip_z, r, 0.75))
-            items[item].key(grasp + 0.06 + after, p)
-            gaze.key(grasp + 0.02 + after, (p[0], p[1], p[2] + 0.05))
-        mine.key(release + 0.1, (*target, grip_z + 0.02, r + 0.03, 0.25))
-        mine.key(end, rest(hand, stand))
+        _carry((mine, items[item], gaze), source, knots, grasp, grip_z, float(radii[item]))
+        mine.key(release + 0.1, (*target, grip_z + 0.02, float(radii[item]) + 0.03, 0.25))
+        mine.key(end, _rest(rng, hand, stand))
         if rng.random() < 0.15:  # looks up between two deeds
             gaze.key(end + 0.2, (stand + rng.uniform(-1.2, 1.2), 1.5, rng.uniform(-0.3, 0.1)))
             gaze.hold(end + 0.5)
@@ -148,6 +118,43 @@ def make_plan(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, h
         places[item], x = target, stand
         time = end + float(rng.uniform(0.0, 0.25))
     return Plan(tuple(deeds), root, hands, gaze, items)
+
+
+def _rest(rng: np.random.Generator, hand: int, at: float) -> tuple:
+    """A hand's state (see `Plan.hands`) beside the body of who stands at x."""
+    x = at + (-0.2, 0.2)[hand] + rng.uniform(-0.04, 0.04)
+    return x, rng.uniform(0.03, 0.12), rng.uniform(0.05, 0.14), 0.03, rng.uniform(0.25, 0.5)
+
+
+def _knots(rng: np.random.Generator, name: str, source: np.ndarray, target: np.ndarray, stand: float, lift: float) -> list[tuple]:
+    """Where a deed carries its item, as (seconds after the grasp, x y z)."""
+    if name == "look" or name == "lift":
+        height = np.array([stand + rng.uniform(-0.05, 0.05), 0.16 if name == "look" else source[1], lift])
+        knots = [
+            (0.7, height),
+            (0.7 + rng.uniform(0.4, 0.9), height + rng.uniform(-0.02, 0.02, 3)),
+            (1.5 + rng.uniform(0, 0.5), (*target, 0.0)),
+        ]
+        knots[2] = (max(knots[2][0], knots[1][0] + 0.6), knots[2][1])
+    else:
+        middle = (*(0.5 * (source + target)), lift)
+        pace = 0.35 + 0.55 * float(np.linalg.norm(target - source)) + 0.6 * lift
+        knots = [(pace, middle), (2 * pace, (*target, 0.0))]
+    return knots
+
+
+def _carry(tracks: tuple[Track, Track, Track], source: np.ndarray, knots: list[tuple], grasp: float, grip_z: float, radius: float) -> None:
+    """Let hand, item and gaze follow a deed from its grasp on: the hand closes, and the item goes where the knots say."""
+    hand, item, gaze = tracks
+    hand.key(grasp - 0.12, (*source, grip_z + 0.02, radius + 0.025, 0.3))
+    hand.key(grasp, (*source, grip_z, radius, 0.75))
+    hand.hold(grasp + 0.06)
+    item.hold(grasp + 0.06)
+    for after, knot in knots:
+        p = np.asarray(knot, float)
+        hand.key(grasp + 0.06 + after, (p[0], p[1], p[2] + grip_z, radius, 0.75))
+        item.key(grasp + 0.06 + after, p)
+        gaze.key(grasp + 0.02 + after, (p[0], p[1], p[2] + 0.05))
 
 
 def _free_place(rng: np.random.Generator, places: np.ndarray, radii: np.ndarray, item: int, length: float) -> np.ndarray:

@@ -67,7 +67,29 @@ def furnish(
         decals.append(shadow(place, (thing.width / 3, thing.depth / 3), 0.25, -0.45))
         names.append(thing.name)
 
-    wall = walls[3]  # the wall without furniture has the window and a door
+    place, inward = _window_wall(b, rng, m, walls[3], room, decals)
+    rug = m.add("carpet", [np.array(VIVID["white"]) * 0.8, *(muted(rng) for _ in range(4))], 0.0)
+    if rng.random() < 0.75:
+        b.box(
+            (rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2), 0.003),
+            (rng.uniform(1.0, 1.5), rng.uniform(0.8, 1.3), 0.003),
+            rug,
+            rng.integers(2) * np.pi / 2,
+        )
+    shade = m.add("plain", [(0.95, 0.9, 0.8), (1.0, 0.97, 0.9)], 0.3, glow=1.0)
+    b.rod((0, 0, size[2] - 0.06), 0.28, 0.05, shade)
+    warm = np.array([1.0, rng.uniform(0.88, 0.97), rng.uniform(0.72, 0.9)])
+    lights = (
+        ((rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), size[2] - 0.25), tuple(warm), rng.uniform(0.72, 1.0)),
+        (tuple(place + 0.3 * inward + np.array([0, 0, 1.7])), (0.85, 0.94, 1.0), rng.uniform(0.55, 0.85)),
+    )
+    return names, lights
+
+
+def _window_wall(
+    b: Builder, rng: np.random.Generator, m: Materials, wall: int, room: np.ndarray, decals: list[Decal]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The wall without furniture has the window and a door; returns the floor below the window, and the way into the room."""
     yaw = _FACE_YAW[wall]
     slide = rng.uniform(-0.6, 0.6)
     window = m.add(
@@ -89,26 +111,11 @@ def furnish(
     inward = frame.turn[:, 1]
     decals.append(shadow(place + 1.3 * inward, (0.55, 0.6), 0.18, 0.4, yaw + 0.15))
     door_slide = slide + (1.75 if slide < 0 else -1.75)
-    if abs(door_slide) + 0.5 < size[1 - wall // 2] / 2:
+    if abs(door_slide) + 0.5 < (room[1] - room[0])[1 - wall // 2] / 2:
         door = b.at(_against(wall, room, door_slide, 0.0), yaw)
         door.box((0, 0.015, 1.02), (0.44, 0.015, 1.02), m.add("planks0", [np.array(WOODS[0][0]) * 0.7, *WOODS[rng.integers(4)]], 1.2))
         door.ball((0.36, 0.05, 1.0), 0.03, m.add("plain", [(0.6, 0.5, 0.3), (0.85, 0.75, 0.5)], 0.2, gloss=0.5))
-    rug = m.add("carpet", [np.array(VIVID["white"]) * 0.8, *(muted(rng) for _ in range(4))], 0.0)
-    if rng.random() < 0.75:
-        b.box(
-            (rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2), 0.003),
-            (rng.uniform(1.0, 1.5), rng.uniform(0.8, 1.3), 0.003),
-            rug,
-            rng.integers(2) * np.pi / 2,
-        )
-    shade = m.add("plain", [(0.95, 0.9, 0.8), (1.0, 0.97, 0.9)], 0.3, glow=1.0)
-    b.rod((0, 0, size[2] - 0.06), 0.28, 0.05, shade)
-    warm = np.array([1.0, rng.uniform(0.88, 0.97), rng.uniform(0.72, 0.9)])
-    lights = (
-        ((rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), size[2] - 0.25), tuple(warm), rng.uniform(0.72, 1.0)),
-        (tuple(place + 0.3 * inward + np.array([0, 0, 1.7])), (0.85, 0.94, 1.0), rng.uniform(0.55, 0.85)),
-    )
-    return names, lights
+    return place, inward
 
 
 def _against(wall: int, room: np.ndarray, slide: float, off: float) -> np.ndarray:

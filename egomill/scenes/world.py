@@ -109,21 +109,8 @@ def look_at(eye, target) -> np.ndarray:
     return T
 
 
-def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | None = None) -> Scene:
-    """The scene of a seed, with a plan until `until` seconds. window: the items handled in this span move, all others become static;
-    by default the whole plan counts."""
-    rng = np.random.default_rng([seed, 77])
-    plan_rng = np.random.default_rng([seed, 78])
-    m = Materials()
-    kind = str(rng.choice(KINDS))
-    size = np.array([rng.uniform(4.8, 6.4), rng.uniform(4.8, 6.4), rng.uniform(2.5, 2.9)])
-    room = np.stack([-size / 2, size / 2])
-    room[:, 2] = 0.0, size[2]
-    faces, surroundings = surfaces(rng, m)
-    b = Builder()
-    decals: list[Decal] = []
-    things, lamps = furnish(b, rng, m, kind, room, decals)
-
+def _table(b: Builder, rng: np.random.Generator, m: Materials, decals: list[Decal]) -> tuple[np.ndarray, float, float, float, str]:
+    """Put a table into the room; returns the middle of its near edge (on its top), its yaw, length and depth, and what it is made of."""
     length, depth, height = rng.uniform(1.5, 2.1), rng.uniform(0.72, 0.85), rng.uniform(0.82, 0.93)
     middle, yaw = rng.uniform(-0.35, 0.35, 2), rng.integers(4) * np.pi / 2 + rng.uniform(-0.12, 0.12)
     R = rot_z(yaw)
@@ -147,7 +134,11 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
     furniture.table(b.at((*middle, 0), yaw), length, depth, height, m.add(tops[top], stops, 0.9, gloss=0.08), furniture.wood(rng, m))
     decals.append(furniture.shadow((*middle, 0), (length / 2 - 0.1, depth / 2 - 0.1), 0.45, -0.45, yaw))
     edge = np.array([*(middle - R[:2, 1] * depth / 2), height])
+    return edge, yaw, length, depth, top
 
+
+def _things(rng: np.random.Generator, m: Materials, length: float, depth: float) -> tuple[list, list, np.ndarray, list[str]]:
+    """What stands on the table: (builder, radius, height) of each, their places, colours and kinds."""
     count = int(rng.integers(6, 10))
     colours, places = rng.permutation(list(VIVID)), []
     xs = np.linspace(-length / 2 + 0.16, length / 2 - 0.16, count)
@@ -156,27 +147,18 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
         places.append((xs[k] + rng.uniform(-0.03, 0.03), rng.uniform(0.14, 0.34) if near else rng.uniform(0.45, depth - 0.1)))
     kinds = [str(k) for k in rng.choice(furniture.ITEMS, count)]
     built = [furniture.item(k, str(c), rng, m) for k, c in zip(kinds, colours, strict=False)]
-    radii, heights = np.array([r for _, r, _ in built]), np.array([h for _, _, h in built])
-    plan = make_plan(plan_rng, np.array(places), radii, heights, length, until)
-    span = window or (0.0, until)
-    moving = {deed.item for deed in plan.deeds if deed.grasp < span[1] and deed.release > span[0]}
-    items: list[Solids | None] = []
-    static = b.build()
-    for k, (thing, r, _) in enumerate(built):
-        solid = thing.build()
-        items.append(solid if k in moving else None)
-        if k not in moving:
-            foot = edge + R @ plan.items[k].at(span[0])
-            static = static + _placed(solid, foot, yaw)
-            decals.append(_contact(foot, r, 0.0))
+    return built, places, colours, kinds
 
+
+def _look(rng: np.random.Generator, m: Materials) -> Look:
+    """How the person looks."""
     skin = np.array([(0.93, 0.74, 0.62), (0.82, 0.6, 0.45), (0.6, 0.41, 0.29), (0.4, 0.26, 0.18)][rng.integers(4)])
     shirt = m.add(
         str(rng.choice(["stripes0", "hoops1", "plaid", "weave", "plain", "dots"])), shades(VIVID[str(rng.choice(list(VIVID)))], 0.45), 0.5
     )
     flesh = m.add("plain", shades(skin, 0.1), 0.25)
     long_sleeves = bool(rng.random() < 0.5)
-    look = Look(
+    return Look(
         flesh,
         shirt,
         shirt,
@@ -192,6 +174,10 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
         bool(rng.random() < 0.45),
         long_sleeves,
     )
+
+
+def _exo_cameras(rng: np.random.Generator, edge: np.ndarray, R: np.ndarray, yaw: float, room: np.ndarray) -> dict[str, np.ndarray]:
+    """T_world_cam of four cameras around who stands at the table."""
     exo = {}
     stand = edge + R @ np.array([0, -0.1, 0])
     for k, cam in enumerate(EXO):
@@ -200,6 +186,43 @@ def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | Non
         eye[:2] = np.clip(eye[:2], room[0, :2] + 0.45, room[1, :2] - 0.45)
         eye[2] = rng.uniform(1.5, 2.2)
         exo[cam] = look_at(eye, stand + R @ np.array([rng.uniform(-0.15, 0.15), 0.12, 0.05]))
+    return exo
+
+
+def make_scene(seed: int, until: float = 12.0, window: tuple[float, float] | None = None) -> Scene:
+    """The scene of a seed, with a plan until `until` seconds. window: the items handled in this span move, all others become static;
+    by default the whole plan counts."""
+    rng = np.random.default_rng([seed, 77])
+    plan_rng = np.random.default_rng([seed, 78])
+    m = Materials()
+    kind = str(rng.choice(KINDS))
+    size = np.array([rng.uniform(4.8, 6.4), rng.uniform(4.8, 6.4), rng.uniform(2.5, 2.9)])
+    room = np.stack([-size / 2, size / 2])
+    room[:, 2] = 0.0, size[2]
+    faces, surroundings = surfaces(rng, m)
+    b = Builder()
+    decals: list[Decal] = []
+    things, lamps = furnish(b, rng, m, kind, room, decals)
+
+    edge, yaw, length, depth, top = _table(b, rng, m, decals)
+    R = rot_z(yaw)
+    built, places, colours, kinds = _things(rng, m, length, depth)
+    radii, heights = np.array([r for _, r, _ in built]), np.array([h for _, _, h in built])
+    plan = make_plan(plan_rng, np.array(places), radii, heights, length, until)
+    span = window or (0.0, until)
+    moving = {deed.item for deed in plan.deeds if deed.grasp < span[1] and deed.release > span[0]}
+    items: list[Solids | None] = []
+    static = b.build()
+    for k, (thing, r, _) in enumerate(built):
+        solid = thing.build()
+        items.append(solid if k in moving else None)
+        if k not in moving:
+            foot = edge + R @ plan.items[k].at(span[0])
+            static = static + _placed(solid, foot, yaw)
+            decals.append(_contact(foot, r, 0.0))
+
+    look = _look(rng, m)
+    exo = _exo_cameras(rng, edge, R, yaw, room)
     words = (f"a {top} table", f"in {'an' if kind[0] == 'o' else 'a'} {kind} with {surroundings}" + (f" and {things[0]}" if things else ""))
     names = tuple(f"{c} {k}" for c, k in zip(colours, kinds, strict=False))
     tint = rng.uniform(-0.04, 0.04)

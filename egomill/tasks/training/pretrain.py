@@ -220,10 +220,9 @@ def _train(
         record = {"steps": 0, "minutes": 0.0, "losses": [], "codec": fit_codec(codec, views, rng, minutes * 60 * recipe.codec_share)}
         log(json.dumps(record["codec"]))
     codec.requires_grad_(False)
-    done, spent = record["steps"], record["minutes"]
+    done, spent, saved_at, running = record["steps"], record["minutes"], time.monotonic(), []
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
     trial = held_out(recipe, views, codec)
-    saved_at, running = time.monotonic(), []
     while True:
         elapsed = (time.monotonic() - begun) / 60
         last = elapsed >= minutes
@@ -244,8 +243,8 @@ def _train(
             record["losses"].append([done, round(float(np.mean(running or [float("nan")])), 4)])
             running = []
             save_base(out, average, codec, text, record)
-            both = {"model": model, "average": average}
-            save_file({f"{name}.{k}": v.clone() for name, m in both.items() for k, v in m.state_dict().items()}, state)
+            named = (("model", model), ("average", average))
+            save_file({f"{name}.{k}": v.clone() for name, m in named for k, v in m.state_dict().items()}, state)
             log(json.dumps({k: record[k] for k in ("steps", "minutes", "clips", "held_out")} | {"loss": record["losses"][-1][1]}))
             saved_at = time.monotonic()
             if last:
@@ -253,11 +252,7 @@ def _train(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, done, elapsed / minutes)
         batch = make_batch(rng, recipe, views, codec)
-        count = len(batch["x"])
-        u = torch.from_numpy(rng.random(count, dtype=np.float32))
-        sigma = recipe.shift * u / (1 + (recipe.shift - 1) * u)
-        sigma = torch.where(torch.from_numpy(rng.random(count) < recipe.pure), torch.ones(count), sigma)
-        loss = flow_loss(model, batch, sigma, torch.randn(batch["x"].shape)).mean()
+        loss = flow_loss(model, batch, _levels(rng, recipe, len(batch["x"])), torch.randn(batch["x"].shape)).mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -266,6 +261,13 @@ def _train(
         done += 1
         decay = min(recipe.ema, (1 + done) / (10 + done))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def _levels(rng: Any, recipe: Recipe, count: int) -> Tensor:
+    """Noise levels σ [count]: shifted, and a share of them 1."""
+    u = torch.from_numpy(rng.random(count, dtype=np.float32))
+    sigma = recipe.shift * u / (1 + (recipe.shift - 1) * u)
+    return torch.where(torch.from_numpy(rng.random(count) < recipe.pure), torch.ones(count), sigma)
 
 
 def held_out(recipe: Recipe, views: Views, codec: PatchCodec) -> list[dict[str, Tensor]]:
