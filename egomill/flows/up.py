@@ -55,6 +55,7 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
     env[STORE] = Tracker.beside(str(home)).uri
     if host in ("127.0.0.1", "localhost", "::1"):
         env["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"{at}:{mlflow_port},localhost:{mlflow_port}"
+    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # workers for jobs that nothing of ours starts
     env["EGOMILL_LAKE"] = lake if "://" in lake else str(home)
     started: list[subprocess.Popen] = []
 

@@ -47,7 +47,8 @@ def store(request, s3_server, tmp_path_factory):
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--workers", "1"]
     with (home / "log").open("w") as log:
         command += ["--host", "127.0.0.1", "--port", str(port), *place]
-        server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, env=env, cwd=home, stdout=log, stderr=log, start_new_session=True)
     try:
         uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
         while not _answers(f"{uri}/health"):
