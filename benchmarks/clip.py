@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -22,7 +23,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from egomill.kernels import quality
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.tasks.lake.stage import Stage
@@ -70,16 +70,13 @@ def watch(seconds: dict[str, float]) -> None:
 class WindowByWindow(clips.Windows):
     """The reference: every window is decoded for itself. It does not look for what covers the lens."""
 
-    def _look(self, take: dict, windows: list[dict]) -> None:
-        reader = video.Reader(Path(take["root"]) / windows[0]["exo_video"])
-        crop = windows[0]["exo_crop"]
-        for clip in windows:
-            frames = torch.from_numpy(reader.read(views.frame_numbers(clip), (round(clips.LOOK * crop[2] / crop[3]), clips.LOOK), crop))
-            dark, blown = quality.exposure(frames)
-            clip["motion"] = float(quality.motion(frames).mean())
-            clip["blur"] = float(quality.sharpness(frames).median())
-            clip["exposure"] = float((dark + blown).max())
-            clip["why"] = self._pictures(clip, [])
+    def _look(self, source: clips.Source, name: str, windows: list[clips.Candidate]) -> dict[int, clips.Look]:
+        view = next(view.columns for view in source.views if view.name == name)
+        reader, crop, looks = video.Reader(Path(source.facts["root"]) / view["exo_video"]), view["exo_crop"], {}
+        for one in windows:
+            look = clips._looked(reader.read(one.frames, (round(clips.LOOK * crop[2] / crop[3]), clips.LOOK), crop))
+            looks[one.start] = replace(look, why=self._pictures(look, one.frames, []))
+        return looks
 
 
 def curation(root: Path) -> dict[str, float]:

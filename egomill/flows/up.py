@@ -48,14 +48,13 @@ def up(lake: str, host: str, prefect_port: int, mlflow_port: int) -> None:
     page, mlflow = f"http://{at}:{prefect_port}", f"http://{at}:{mlflow_port}"
     secret = os.environ.get(AUTH) or f"egomill:{secrets.token_urlsafe(24)}"
     user, _, password = secret.partition(":")
-    env = {**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    env = {**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     env |= {"PREFECT_API_URL": f"{page}/api", AUTH: secret, "PREFECT_API_AUTH_STRING": secret}
     origins = f"{page},http://localhost:{prefect_port}"  # one page by two names
     env |= {"PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins}
     env[STORE] = Tracker.beside(str(home)).uri
     if host in ("127.0.0.1", "localhost", "::1"):
         env["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"{at}:{mlflow_port},localhost:{mlflow_port}"
-    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # workers for jobs that nothing of ours starts
     env["EGOMILL_LAKE"] = lake if "://" in lake else str(home)
     started: list[subprocess.Popen] = []
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from egomill.kernels.cameras import Camera
 from egomill.kernels.poses import inverse, transform
+from egomill.kernels.trajectory import T_shown_sensor
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -107,6 +108,16 @@ def overlap(
     from_exo = functional.normalize(world - T_world_exo[:3, 3].to(world), dim=-1)
     cosine = torch.where(seen, (from_ego * from_exo).sum(-1), 0)
     return seen.to(world.dtype).mean(dim=1), cosine.sum(dim=1) / seen.sum(dim=1).clamp_min(1)
+
+
+def azimuth(T_world_exo: Tensor, T_world_ego: Tensor, turns: int) -> float:
+    """The angle in rad, from behind by the left over ahead (0) to the right, under which who wears the ego camera has an exo camera.
+
+    Poses [4, 4], T_world_ego of the sensor; `turns` are its camera's (T_shown_sensor). In the plane across the upright picture's columns.
+    """
+    T_shown_exo = T_shown_sensor(turns) @ inverse(T_world_ego.double()) @ T_world_exo.double()
+    x, _, z = T_shown_exo[:3, 3].tolist()
+    return math.atan2(x, z)
 
 
 def _behind(eye: Tensor, points: Tensor, head: Tensor, radius: float) -> Tensor:

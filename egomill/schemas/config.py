@@ -49,6 +49,7 @@ class Clips(Section):
     ego_size: int = 128  # px, square
     hop: float = 1.0  # seconds between window starts
     exo_cameras: int = Field(default=1, ge=1)  # the best so many views of a window become clips of their own
+    views: int = Field(default=1, ge=1)  # the best so many views of a window in one clip, by azimuth around the wearer
     max_per_take: int = Field(default=0, ge=0)  # 0: no limit
     skip_covered: bool = True  # leave out windows in which something covers the lens (take separators, who passes close by)
     undistort: bool = False  # exo view as a pinhole picture
@@ -67,6 +68,8 @@ class Clips(Section):
     def _sizes(self) -> Clips:
         if min(self.frames, *self.exo_size, self.ego_size) < 1:
             raise ValueError("a clip has a positive number of frames, and sides of a positive number of px")
+        if self.views > 1 and self.exo_cameras > 1:
+            raise ValueError("clips.views puts views of a moment into one clip, clips.exo_cameras into several: one of them has to be 1")
         return self
 
 

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from egomill.kernels import quality
 from egomill.kernels.cameras import aria_rgb, gopro
+from egomill.kernels.trajectory import T_shown_sensor
 from egomill.tasks.media.video import read as read_video
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -136,3 +137,17 @@ def test_the_take_separator_of_the_real_take(real_data: Path):
         frames = read_video(folder / f"{name}.mp4", range(0, 634, 3), (50, 28))
         covered = (3 * quality.covered(torch.from_numpy(frames), 100).nonzero().flatten()).tolist()
         assert covered == ([0, 3, 6, *range(618, 634, 3)] if name == "cam01" else [])
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_where_around_the_wearer_a_camera_stands(turns):
+    """Of the upright picture, whose x is to the right and z ahead, whichever way the sensor lies; the world is turned and moved."""
+    angles = torch.tensor([0.3, -1.1, 0.4], dtype=torch.float64)
+    T_world_shown = torch.eye(4, dtype=torch.float64)
+    T_world_shown[:3, :3] = torch.matrix_exp(torch.cross(torch.eye(3, dtype=torch.float64), angles.expand(3, 3), dim=1))
+    T_world_shown[:3, 3] = torch.tensor([2.0, -1.0, 0.5])
+    T_world_ego = T_world_shown @ T_shown_sensor(turns)
+    for place, angle in (((0, 0.3, 2), 0), ((1, -0.5, 0), math.pi / 2), ((-1, 0.2, 1), -math.pi / 4), ((1, 0, -1), 3 * math.pi / 4)):
+        T_world_exo = torch.eye(4, dtype=torch.float64)
+        T_world_exo[:3, 3] = (T_world_shown @ torch.tensor([*place, 1], dtype=torch.float64))[:3]
+        assert quality.azimuth(T_world_exo, T_world_ego, turns) == pytest.approx(angle, abs=1e-9)

@@ -188,7 +188,7 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "T_world_ego": pack((T_world_shown @ T_shown_sensor(ego.turns)).numpy()),
         "task": "",
         "description": "",
-        **exo_view(recipe, request.exo.name, exo, {})["columns"],
+        **exo_view(recipe, request.exo.name, exo, {}).columns,
     }
     if request.depth:
         row["depth_files"] = _depth_files(request.depth, frames)

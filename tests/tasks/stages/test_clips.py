@@ -10,9 +10,10 @@ import torch
 
 from egomill.kernels import quality
 from egomill.kernels.cameras import Camera
+from egomill.kernels.trajectory import T_shown_sensor
 from egomill.schemas.config import Clips, Profile
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import MADE, TABLES
+from egomill.schemas.tables import MADE, TABLES, VIEW
 from egomill.schemas.tensors import unpack
 from egomill.tasks.media import video, views
 from egomill.tasks.media.sources import discover
@@ -77,6 +78,41 @@ def test_several_cameras_of_one_window_share_its_split(take):
         by_start.setdefault(row["start"], set()).add(row["split"])
     assert len(rows) == 2 * len(by_start)
     assert all(len(splits) == 1 for splits in by_start.values())
+
+
+def test_a_clip_of_several_views_has_them_in_order_around_the_wearer(tmp_path):
+    """cam01 sees the wearer; so does cam03, a little beside it; cam02 looks the other way and is left out."""
+    put(tmp_path / "takes.json", [write_take(tmp_path, "site_bike_1", "u", cams=("cam01", "cam02", "cam03"))])
+    take = taken(tmp_path)
+    exo = json.loads(take["exo"])
+    first_pose = torch.from_numpy(unpack(take["T_world_ego"]))[0]
+    turns = Camera.from_dict(json.loads(take["ego_camera"])).turns
+    left = torch.inverse(T_shown_sensor(turns) @ torch.inverse(first_pose))[:3, 0] * -0.4  # of the wearer, in the world
+    exo["cam03"]["T_world_exo"] = [[*row[:3], row[3] + float(by)] for row, by in zip(exo["cam01"]["T_world_exo"], left, strict=False)]
+    exo["cam03"]["T_world_exo"].append([0.0, 0.0, 0.0, 1.0])
+    take = {**take, "exo": json.dumps(exo)}
+    (row, *_) = windows(take, "clips.views=3")
+    one = windows(take, "clips.exo_cameras=3")
+    assert row["why"].startswith("chosen; cam02: overlap 0.0")
+    order = [view["exo_cam"] for view in views.of(row)]
+    angles = [quality.azimuth(torch.from_numpy(unpack(v["T_world_exo"])), first_pose, turns) for v in views.of(row)]
+    assert (sorted(order), angles) == (["cam01", "cam03"], sorted(angles))
+    assert row["clip_id"] == f"u.{order[0]}.000000"
+    for view in views.of(row):  # each is what it is alone, but for what names the clip
+        alone = next(r for r in one if (r["exo_cam"], r["start"]) == (view["exo_cam"], 0))
+        assert {k: v for k, v in alone.items() if k in VIEW} == {k: v for k, v in view.items() if k in VIEW} | {"why": "chosen"}
+        assert np.array_equal(views.read_exo(view), views.read_exo(alone))
+    stored = pa.Table.from_pylist([{**row, "fingerprint": "f", "run_id": "r"}], schema=TABLES["clips"]).to_pylist()[0]
+    assert [view["exo_cam"] for view in views.of(stored)] == order
+    assert len({row["split"] for row in windows(take, "clips.views=3") if row["start"] == 0}) == 1
+    with pytest.raises(ValueError, match="one of them has to be 1"):
+        windows(take, "clips.views=2", "clips.exo_cameras=2")
+
+
+def test_a_clip_of_one_frame_is_a_clip(take):
+    rows = windows(take, "clips.frames=1", "clips.min_overlap=0.0")
+    assert all((row["frames"], row["chosen"]) == (1, True) for row in rows if row["pose_coverage"] == 1)
+    assert views.read_exo(rows[0]).shape[0] == 1
 
 
 def test_windows_that_overlap_never_lie_on_both_sides(take):
