@@ -47,7 +47,7 @@ def data_files(lake: Lake, uid: str) -> set[str]:
                 options = {"with_row_id": True, "include_deleted_rows": True}
                 keys = fragment.scanner(columns=[column], **options).to_table()[column].to_pylist()
                 if any(key.partition(".")[0] == uid for key in keys):
-                    found |= {f"{table}.lance/data/{file.path}" for file in fragment.data_files()}
+                    found |= {f"{lake.folder(table)}/data/{file.path}" for file in fragment.data_files()}
     return found
 
 

@@ -45,7 +45,8 @@ def test_two_rebuilds_at_once(where, takes, tmp_path, request):
     assert wanted
     assert set(wanted.values()) == {1}
     for table in ("depth", "priors", "directions", "captions", "latents"):
-        assert Counter(lake.read(table, ["clip_id"])["clip_id"].to_pylist()) == wanted, table
+        one = "name = 'ego'" if table == "latents" else None  # of the rows that a clip has there
+        assert Counter(lake.read(table, ["clip_id"], one)["clip_id"].to_pylist()) == wanted, table
     assert lake.count("failures") == 0
     assert [run["status"] for run in runs.history(lake, 5)] == ["completed", "completed"]
     for release in releases.every(lake):

@@ -30,7 +30,7 @@ def status(lake: Lake = "lake", tracking: Tracking = "", json_: Json = False) ->
 
     at = ask(lake)
     stages = runs.stage_table(at)
-    damaged = {f"{table}.lance/{path}": why for table in TABLES if at.exists(table) for path, why in damage.lacking(at, table).items()}
+    damaged = {f"{at.folder(table)}/{path}": why for table in TABLES if at.exists(table) for path, why in damage.lacking(at, table).items()}
     answer = {
         "lake": lake,
         "tables": {name: at.count(name) for name in TABLES},

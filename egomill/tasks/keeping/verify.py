@@ -49,7 +49,7 @@ def deep(lake: Lake, release: dict, sha256: Callable[[str, str], str] | None = N
         for path, was in kept.items():
             now = sha256(table, path)
             if now != was:
-                wrong[f"{table}.lance/{path}"] = "is not what was published" if now else "is gone, or cannot be read"
+                wrong[f"{lake.folder(table)}/{path}"] = "is not what was published" if now else "is gone, or cannot be read"
         try:
             if kept and set(damage.files_of(lake, table, version)) != set(kept):
                 wrong[f"version {version}"] = "stands on other files than when it was published"

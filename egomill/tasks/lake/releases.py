@@ -50,7 +50,7 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
         t: {path: known.get(t, {}).get(path) or damage.sha256(lake, t, path) for path in damage.files_of(lake, t, v)}
         for t, v in tables.items()
     }
-    if gone := [f"{t}.lance/{path}" for t, found in files.items() for path, sha256 in found.items() if not sha256]:
+    if gone := [f"{lake.folder(t)}/{path}" for t, found in files.items() for path, sha256 in found.items() if not sha256]:
         raise Damaged(f"release {name!r} refused: {', '.join(gone)} of {lake.uri} cannot be read: `egomill repair`, then rebuild")
     for table, version in tables.items():
         upkeep.tag(lake, table, version, f"release-{name}")

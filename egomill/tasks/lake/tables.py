@@ -39,8 +39,6 @@ from egomill.tasks.lake.fragments import fragment, look, one_of, without
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 FRESH_DAYS = 5  # a day or two less than the age at which clean-up takes files of no version for a dead writer's
-FILE_BYTES = 256 * 2**20  # what compaction aims at
-INDEX_ROWS = 20_000
 _ATTEMPTS = 200
 FORMAT_NOTE = "format.json"
 _FORMATS: set[str] = set()  # lakes that this process knows to be of the present one
@@ -62,7 +60,11 @@ class Lake:
             object.__setattr__(self, "uri", os.path.abspath(self.uri))
 
     def path(self, table: str) -> str:
-        return f"{self.uri.rstrip('/')}/{FOLDERS.get(table, table)}.lance"
+        return f"{self.uri.rstrip('/')}/{self.folder(table)}"
+
+    def folder(self, table: str) -> str:
+        """The name of the table's folder in the lake."""
+        return f"{FOLDERS.get(table, table)}.lance"
 
     def said(self) -> Any:
         """The format that the lake says it is of; None where it says nothing."""
@@ -76,13 +78,15 @@ class Lake:
         """ValueError where the lake is of another format than this version's. One that is about to be made says its own first."""
         if self.uri in _FORMATS:
             return
+        store, root = self.store()
         number = self.said()
-        if number is None:
-            store, root = self.store()
-            there = store.get_file_info(FileSelector(root, allow_not_found=True))
-            if any(file.base_name.endswith(".lance") for file in there):
+        tables = store.get_file_info(FileSelector(root, allow_not_found=True)) if number is None else []
+        if any(file.base_name.endswith(".lance") for file in tables):
+            number = self.said()  # whoever made the table said it before, and perhaps after we asked
+            if number is None:
                 todo = f"`egomill lake upgrade --lake {self.uri}`"
                 raise ValueError(f"lake {self.uri} is of format 1, and this version of Egomill knows {FORMAT}: {todo}")
+        if number is None:
             if writes:
                 self.note(FORMAT_NOTE, json.dumps({"format": FORMAT}))
                 _FORMATS.add(self.uri)
@@ -335,8 +339,8 @@ class Upgrading(Lake):
 
     former: tuple[str, ...] = ()
 
-    def path(self, table: str) -> str:
-        return f"{self.uri.rstrip('/')}/{table}.lance" if table in self.former else super().path(table)
+    def folder(self, table: str) -> str:
+        return f"{table}.lance" if table in self.former else super().folder(table)
 
     def known(self, writes: bool = False) -> None:
         pass

@@ -13,7 +13,10 @@ import pyarrow as pa
 from lance.file import LanceFileSession
 
 from egomill.schemas.tables import KEYS
-from egomill.tasks.lake.tables import FILE_BYTES, INDEX_ROWS, Lake, outrun
+from egomill.tasks.lake.tables import Lake, outrun
+
+FILE_BYTES = 256 * 2**20  # what compaction aims at
+INDEX_ROWS = 20_000
 
 
 def tag(lake: Lake, table: str, version: int, name: str) -> None:

@@ -168,7 +168,7 @@ def test_files_that_are_gone_or_cut_are_named_at_once_and_their_rows_made_again(
     code, said = told(lake, "status")
     if kind == "data" or how == "gone":  # Lance keeps no size of deletions
         assert code == 1
-        assert f"damaged: {table}.lance/{kind}/{path.name}" in said.replace("\n", "")
+        assert f"damaged: {lake.folder(table)}/{kind}/{path.name}" in said.replace("\n", "")
     assert told(lake, "verify", "--deep")[0] == 1
     code, said = told(lake, "verify")
     assert (code, "egomill repair" in said) == (2, True)
@@ -242,7 +242,7 @@ def test_where_no_manifest_is_left_the_table_begins_anew_beside_its_files(lake):
     answer = verbs.repair(lake.uri)
     assert {m["what"] for m in answer["mended"]} == {"begins anew; its files are put aside"}
     assert lake.count("latents") == 0
-    (aside,) = Path(lake.uri).glob("latents.damaged-*")
+    (aside,) = Path(lake.uri).glob("tensors.damaged-*")
     assert len(list((aside / "data").iterdir())) == 2
 
 
@@ -278,7 +278,7 @@ def test_what_no_run_makes_again_is_told_as_lost(lake, table):
 
 
 def test_a_damaged_index_is_dropped(lake, monkeypatch):
-    monkeypatch.setattr(lakes, "INDEX_ROWS", 1)
+    monkeypatch.setattr(upkeep, "INDEX_ROWS", 1)
     assert upkeep.index(lake, "latents")
     for path in Path(lake.path("latents"), "_indices").rglob("*.lance"):
         path.write_bytes(b"")

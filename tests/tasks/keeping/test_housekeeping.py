@@ -14,7 +14,6 @@ from egomill.schemas.config import Profile
 from egomill.schemas.tensors import pack
 from egomill.tasks.keeping import housekeeping
 from egomill.tasks.lake import heartbeat, runs, upkeep
-from egomill.tasks.lake import tables as lakes
 from egomill.tasks.lake.tables import FRESH_DAYS, Lake, one_of
 
 CLIPS = [f"clip{i:02d}" for i in range(12)]
@@ -83,12 +82,12 @@ def test_a_version_is_as_old_as_what_replaced_it(tmp_path, monkeypatch):
     lake.commit("priors", priors(lake, ["new"], "new"))
     assert upkeep.compact(lake, "priors")  # which replaces a version, too
     made = {v["version"]: v["timestamp"].timestamp() for v in lake.open("priors").versions()}
-    monkeypatch.setattr(lakes.time, "time", lambda: made[pinned] + 100)
+    monkeypatch.setattr(upkeep.time, "time", lambda: made[pinned] + 100)
     assert (
         upkeep.clean(lake, "priors", timedelta(seconds=100 - 0.02))["versions"] == pinned - 1
     )  # those that were replaced before it rested
     assert lake.read("priors", version=pinned).equals(content)
-    monkeypatch.setattr(lakes.time, "time", lambda: made[max(made)] + 100)
+    monkeypatch.setattr(upkeep.time, "time", lambda: made[max(made)] + 100)
     assert upkeep.clean(lake, "priors", timedelta(seconds=100))["versions"] == len(made) - pinned - 1
     assert upkeep.clean(lake, "priors", timedelta(seconds=99))["versions"] == 1
 
@@ -138,7 +137,7 @@ def test_an_index_is_made_where_it_pays_and_kept_up_to_date(tmp_path, monkeypatc
     lake = Lake(str(tmp_path))
     rebuild(lake, 3, "a")
     assert not upkeep.index(lake, "priors")
-    monkeypatch.setattr(lakes, "INDEX_ROWS", 2)
+    monkeypatch.setattr(upkeep, "INDEX_ROWS", 2)
     for name in "bc":
         rebuild(lake, 5, name)
         expected = {r["clip_id"]: r["fingerprint"] for r in lake.read("priors").to_pylist()}
@@ -152,7 +151,7 @@ def test_an_index_is_made_where_it_pays_and_kept_up_to_date(tmp_path, monkeypatc
 
 def test_compaction_does_not_rewrite_what_is_large_already(tmp_path, monkeypatch):
     lake = Lake(str(tmp_path))
-    monkeypatch.setattr(lakes, "FILE_BYTES", 3000)
+    monkeypatch.setattr(upkeep, "FILE_BYTES", 3000)
     for i in range(4):
         lake.commit("priors", priors(lake, [f"{i}{c}" for c in "abcdefgh"], "x"))  # over 3000 bytes each
     before = {p.name for p in Path(lake.path("priors"), "data").iterdir()}

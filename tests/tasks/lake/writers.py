@@ -6,7 +6,6 @@ import multiprocessing
 import random
 from multiprocessing.synchronize import Barrier, Event
 
-from egomill.tasks.lake import tables as lakes
 from egomill.tasks.lake import upkeep
 from egomill.tasks.lake.tables import Lake
 
@@ -44,7 +43,7 @@ def write_for_ever(uri: str, who: int) -> None:
 
 def tidy(uri: str, end: Event) -> None:
     """Compact and index over and over."""
-    lakes.INDEX_ROWS = 1
+    upkeep.INDEX_ROWS = 1
     while not end.is_set():
         upkeep.compact(Lake(uri), "captions")
         upkeep.index(Lake(uri), "captions")
