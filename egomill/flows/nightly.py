@@ -8,7 +8,7 @@ from prefect import flow
 
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
-from egomill.flows.steps import call, do, link, say, show
+from egomill.flows.steps import call, do, link, meter, say, show
 from egomill.tasks.lake.tables import Lake, ask
 from egomill.tasks.lake.tracking import Tracker
 from egomill.tasks.pages import report as reports
@@ -39,4 +39,5 @@ def write_report(lake: str, adapter: str, tracking: str, page: str) -> str:
     tracker = Tracker.of(tracking, lake)
     at = ask(lake)
     where = Path(page) if page else Path(lake if "://" not in lake else ".") / "report.html"
-    return str(reports.render(at, tracker if tracker.exists() else None, adapter, where))
+    with meter("report") as advance:
+        return str(reports.render(at, tracker if tracker.exists() else None, adapter, where, progress=advance))

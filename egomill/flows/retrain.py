@@ -8,7 +8,7 @@ from functools import partial
 from prefect import flow
 
 from egomill.flows.generate import HELD_OUT, score
-from egomill.flows.steps import do, link, make, say
+from egomill.flows.steps import do, link, make, meter, say
 from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.lake import releases
@@ -40,7 +40,8 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
         candidate = train.existing(source, settings_, tracker)
         trained = candidate is None
         if candidate is None:
-            candidate = do("train", train.train, run.lake, source, settings_, tracker, run.id)
+            with meter("train") as advance:
+                candidate = do("train", train.train, run.lake, source, settings_, tracker, run.id, advance)
         tracker.nominate(candidate)
         link("mlflow-run", tracker.uri, f"MLflow run {candidate.run_id}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from egomill.flows.progress import Meter
 from egomill.flows.terminal import Terminal
 from egomill.schemas.outcome import Report, StageFailed
 from egomill.schemas.text import plain
@@ -72,6 +71,11 @@ def say(text: str, style: str = "", level: int = logging.INFO) -> None:
         console.print(text, style=style, highlight=False)
 
 
+def meter(name: str) -> Meter:
+    """How far a step is (flows/progress.py)."""
+    return Meter(name, say, console)
+
+
 def call(flow: Flow, **parameters: Any) -> Any:
     """A flow as a step of another: a subflow run under Prefect, else the plain function."""
     return flow(**parameters) if orchestrated() else flow.fn(**parameters)
@@ -92,7 +96,7 @@ def do(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 def make(run: Run, stage: Stage, **inputs: Any) -> Report:
     """Run a stage and keep its report, whether it succeeds or fails."""
-    with _bar(stage.id) as advance:
+    with meter(stage.id) as advance:
         try:
             report = do(stage.id, runner.run, stage, run.lake, run.id, run.profile.resources, progress=advance, **inputs)
         except StageFailed as error:
@@ -146,19 +150,3 @@ def _plainly(record: logging.LogRecord) -> bool:
 def _markdown(text: str) -> str:
     """Words that mean nothing in Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", plain(text))
-
-
-class _bar:
-    """A progress bar on terminals; silent in logs and tests."""
-
-    def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self.task = self.progress.add_task(plain(name), total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.progress.start()
-        return lambda done, total: self.progress.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

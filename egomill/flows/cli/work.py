@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,16 +37,10 @@ def simulate(
     json_: Json = False,
 ) -> None:
     """Write procedural takes in the Ego-Exo4D release layout, with exact depth beside them."""
-    from rich.progress import Progress
-
+    from egomill.flows.progress import Meter
     from egomill.scenes.take import simulate as write
 
-    with Progress(console=err, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("simulate", total=takes)
-
-        def advance(done: int, total: int, name: str) -> None:
-            progress.update(bar, completed=done, total=total, description=name)
-
+    with Meter("simulate", err.print, err) as advance:
         made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=advance)
     reply(made, json_, lambda: out.print(f"{len(made)} takes in {folder}"))
 

@@ -163,6 +163,11 @@ class Tracker:
         """{step: value}; where a step was logged twice, the last."""
         return {p.step: p.value for p in sorted(self.client.get_metric_history(run_id, name), key=lambda p: (p.step, p.timestamp))}
 
+    def newest(self, run_id: str) -> tuple[int, dict[str, float]]:
+        """The last step of which a loss was logged, and the newest values of all metrics. ValueError where there is none yet."""
+        steps = [point.step for point in self.client.get_metric_history(run_id, "loss")]
+        return max(steps), self.client.get_run(run_id).data.metrics
+
     def image(self, run_id: str, picture: Any, path: str) -> None:
         """picture: uint8 [H, W, 3]; path: within the run's artifacts, ending in .png."""
         self.client.log_image(run_id, picture, artifact_file=path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,15 @@ LOWER = ("lpips", "fvd")  # where less is better
 FAILURES = 200  # rows shown
 
 
-def render(lake: Lake, tracker: Tracker | None, adapter: str, out: Path | str, run_id: str = "", clips: int = 24) -> Path:
+def render(
+    lake: Lake,
+    tracker: Tracker | None,
+    adapter: str,
+    out: Path | str,
+    run_id: str = "",
+    clips: int = 24,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Path:
     """Write the page to `out` and return it.
 
     `adapter`: a spec ("egox@v3", "egox@candidate"; "" is whatever was generated last, or the base); `run_id`: the run the footer names
@@ -48,6 +57,10 @@ def render(lake: Lake, tracker: Tracker | None, adapter: str, out: Path | str, r
     failures = sorted(lake.read("failures").to_pylist(), key=lambda f: (f["stage"], f["key"]))
     metrics = [_metric(key) for key in _metric_keys(comparison)]
     names = {**gate.REFERENCES, spec: spec if spec != "base" else gate.REFERENCES["base"]}
+    drawn = []
+    for row in held_out:
+        drawn.append(_clip(lake, row, shown, names))
+        progress(len(drawn), len(held_out))
     page = _template().render(
         title=f"Egomill: {spec or 'data'} ({run['profile']['name']})",
         summary=_summary(run, spec, held_out, hidden),
@@ -58,7 +71,7 @@ def render(lake: Lake, tracker: Tracker | None, adapter: str, out: Path | str, r
         best=_best(comparison),
         pairs=_drawn(comparison, metrics),
         split_note="",
-        clips=[_clip(lake, row, shown, names) for row in held_out],
+        clips=drawn,
         hidden=hidden,
         stages=runs.stage_table(lake),
         head_scale=_head_scale(lake),

@@ -11,7 +11,9 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,8 @@ from egomill.tasks.training import adapters, loop, samples
 log = logging.getLogger(__name__)
 RESTARTS = 2  # of the worker group, from the last checkpoint
 KEPT = 2  # checkpoints
+PEEK = 5.0  # seconds between two looks at what was measured
+MEASURED = (("loss", "loss", ""), ("val_loss", "validation", ""), ("samples_per_second", "", " samples/s"))
 VALIDATED = 8  # held-out clips that the loss is measured on
 
 
@@ -52,13 +56,16 @@ def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | Non
     return None
 
 
-def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id: str) -> Adapter:
+def train(
+    lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id: str, progress: Callable[[int, int, str], None] | None = None
+) -> Adapter:
     """Train on a release (a row of `releases`), or go on where the same training was killed, and register the adapter under the method's
     name.
 
-    `run_id` is that of the lake's run. Errors: ValueError where the release has no training clip of this base, or directions of another
-    geometry, where another run is training the same just now, or where batch after batch gave no finite loss or gradient; Damaged where a
-    row is not what was committed; what broke a worker otherwise, after the restarts are used up.
+    `run_id` is that of the lake's run; `progress` is told (steps done, steps, what was measured). Errors: ValueError where the release has
+    no training clip of this base, or rows that were made otherwise, where another run is training the same just now, or where batch after
+    batch gave no finite loss or gradient; Damaged where a row is not what was committed; what broke a worker otherwise, after the restarts
+    are used up.
     """
     versions, revision = release["tables"], bases.revision(profile.model)
     method = of(profile)
@@ -69,18 +76,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     if apart := method.apart(profile, release["profile"]):
         raise ValueError(f"release {release['name']} has {apart}")
     held_out = samples.clips_of(lake, versions, revision, method.reads, ("test", "unseen"))
-    name, made_of = method.name, recipe(profile)
-    tags = {"release": release["name"], "recipe": made_of}
-    mlflow_run = tracker.unfinished(tags)
-    if mlflow_run:
-        other = tracker.started_by(mlflow_run)
-        if other != run_id and alive(lake, other):
-            raise ValueError(f"run {other} is training the same, of release {release['name']}, in MLflow run {mlflow_run}")
-        tracker.resume(mlflow_run)
-        log.info("training goes on in MLflow run %s", mlflow_run)
-    else:
-        mlflow_run = tracker.start(f"{name}-{release['name']}", tags)
-    tracker.tags(mlflow_run, {BY: run_id})
+    name, tags = method.name, {"release": release["name"], "recipe": recipe(profile)}
+    mlflow_run = _begun(lake, tracker, name, tags, run_id)
     tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
     tracker.params(mlflow_run, {"clips_train": len(clips), "clips_held_out": len(held_out), "base_revision": revision})
     takes = {row["clip_id"]: row["take_uid"] for row in lake.rows("clips", held_out, ("clip_id", "take_uid"), versions["clips"])}
@@ -90,7 +87,8 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
     plan = loop.Plan(lake, release["name"], versions, profile, revision, tracker, mlflow_run, clips, validated, code)
     try:
         _drop_halves(lake, f"{name}-{mlflow_run}")
-        checkpoint = fit(plan, f"{name}-{mlflow_run}")
+        with told(plan, progress):
+            checkpoint = fit(plan, f"{name}-{mlflow_run}")
         with checkpoint.as_directory() as folder:
             report = loop.read_report(Path(folder))
             tags |= {"profile": profile.name, "base": revision, "steps": str(report["step"])}
@@ -109,6 +107,42 @@ def train(lake: Lake, release: dict, profile: Profile, tracker: Tracker, run_id:
         raise
     tracker.end(mlflow_run)
     return adapter
+
+
+def _begun(lake: Lake, tracker: Tracker, name: str, tags: dict[str, str], run_id: str) -> str:
+    """The MLflow run of this training: the one that it is to go on with, or a new one. ValueError where another run is at it."""
+    mlflow_run = tracker.unfinished(tags)
+    if mlflow_run:
+        other = tracker.started_by(mlflow_run)
+        if other != run_id and alive(lake, other):
+            raise ValueError(f"run {other} is training the same, of release {tags['release']}, in MLflow run {mlflow_run}")
+        tracker.resume(mlflow_run)
+        log.info("training goes on in MLflow run %s", mlflow_run)
+    else:
+        mlflow_run = tracker.start(f"{name}-{tags['release']}", tags)
+    tracker.tags(mlflow_run, {BY: run_id})
+    return mlflow_run
+
+
+@contextlib.contextmanager
+def told(plan: loop.Plan, progress: Callable[[int, int, str], None] | None) -> Iterator[None]:
+    """Meanwhile `progress` hears of the steps, by what the workers write to MLflow: where that cannot be asked, it hears nothing."""
+    over = threading.Event()
+
+    def listen() -> None:
+        while progress and not over.wait(PEEK):
+            with contextlib.suppress(Exception):
+                step, values = plan.tracker.newest(plan.run_id)
+                words = (f"{word} {values[name]:.3g}{unit}" for name, word, unit in MEASURED if name in values)
+                progress(step + 1, plan.profile.train.steps, ", ".join(words))
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join()
 
 
 def _drop_halves(lake: Lake, name: str) -> None:
