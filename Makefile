@@ -23,7 +23,7 @@ install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[reference]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt

@@ -18,7 +18,7 @@ PER_PIXEL = 64  # discs kept per pixel, nearest first; PyTorch3D allows up to 15
 def cover_pytorch3d(seen: Projected, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
     """The same (pixel, point, squared distance) pairs as splat.cover, as far as they are among the nearest 64 of a pixel.
 
-    Raises ImportError where PyTorch3D is not installed.
+    Raises ImportError where PyTorch3D is not installed (extra `reference`).
     """
     from pytorch3d.renderer.points import rasterize_points
     from pytorch3d.structures import Pointclouds
