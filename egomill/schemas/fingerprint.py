@@ -74,9 +74,12 @@ def code_parts(*modules: str) -> dict[str, str]:
 
 
 def check_code(parts: dict[str, str]) -> None:
-    """RuntimeError where the modules here are not those of `code_parts` of another process. A user's own that is not to be had here travels
-    with what runs."""
-    here = {name: _tree_hash(name) for name in parts if _source(name) is not None or name.split(".")[0] == PACKAGE}
+    """RuntimeError where the modules here are not those of `code_parts` of another process.
+
+    A user's own that is not to be had here travels with what runs, as a program's own code does, whose name means another one here.
+    """
+    ours = {name for name in parts if name.split(".")[0] == PACKAGE}
+    here = {name: _tree_hash(name) for name in parts if name in ours or (name != "__main__" and _source(name) is not None)}
     others = sorted(name for name, was in here.items() if was != parts[name])
     if others:
         where = Path(__file__).parent.parent

@@ -36,7 +36,7 @@ def test_other_code_is_refused_by_name():
         check_code({**parts, "egomill.tasks.media.views": "0"})
     mine = code_parts("tests.tasks.tiny_lake")  # a user's own: itself, and what of ours it reaches
     assert {"tests.tasks.tiny_lake", "egomill.kernels.cameras"} < mine.keys()
-    check_code({**mine, "somebody.elses": "0"})  # not to be had here: it came with what runs
+    check_code({**mine, "somebody.elses": "0", "__main__": "0"})  # not to be had here: it came with what runs
 
 
 @pytest.mark.parametrize(
