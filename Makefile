@@ -42,7 +42,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pytest -q tests/schemas tests/kernels tests/test_layering.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" --durations=20
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/pytest
