@@ -152,19 +152,15 @@ def test_fifty_kills_leave_no_trace(tmp_path):
 
 
 def test_a_driver_that_dies_between_a_commit_and_its_failures_tells_them_the_next_time(tmp_path):
-    program = tmp_path / "dies.py"
-    program.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
-        "from pathlib import Path\n"
-        "import chaos_chain\n"
-        "from egomill.tasks.lake.tables import Lake\n"
-        "upsert = Lake.upsert\n"
-        "Lake.upsert = lambda self, table, rows: os._exit(9) if table == 'failures' and rows else upsert(self, table, rows)\n"
-        "chaos_chain.main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), 1, 'dying')\n"
-    )
+    begin = f"import os, sys\nsys.path.insert(0, {str(PROGRAM.parent)!r})\nfrom pathlib import Path\nimport chaos_chain\n"
+    patch = "from egomill.tasks.lake.tables import Lake\nupsert = Lake.upsert\n"
+    patch += "Lake.upsert = lambda self, table, rows: os._exit(9) if table == 'failures' and rows else upsert(self, table, rows)\n"
+    end = "chaos_chain.main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), 1, {!r})\n"
+    dies, lives = tmp_path / "dies.py", tmp_path / "lives.py"
+    dies.write_text(begin + patch + end.format("dying"))
+    lives.write_text(begin + end.format("living"))
     lake = Lake(str(tmp_path / "lake"))
-    for code, script in ((9, program), (0, PROGRAM)):
+    for code, script in ((9, dies), (0, lives)):
         driver = Driver(lake, 8, tmp_path, program=script)
         try:
             assert driver.process.wait(timeout=400) == code, (tmp_path / "log").read_text()[-5000:]

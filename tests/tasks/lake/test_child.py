@@ -15,6 +15,7 @@ import ray.cloudpickle  # noqa: F401, before there is no path to it
 
 from egomill.schemas.config import Resources
 from egomill.tasks.lake import actors, child, cluster, runner
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 from tests.tasks.lake.test_stage import GENEROUS, add_clips, texts, toy
 

@@ -11,6 +11,7 @@ from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
 from egomill.schemas.tables import KEYS
 from egomill.tasks.keeping import forget as forgetting
+from egomill.tasks.lake import upkeep
 from egomill.tasks.lake.tables import Lake, one_of
 
 TAKES = ["a", "a.b", "a.b.cam01", "take1", "take10", "take_1", "takex1", "it's", 'say "q"', "100%", "100", "küche.♞", "a#b", "b\\c"]
@@ -111,7 +112,7 @@ def test_who_looked_before_the_take_was_written_down_has_to_look_again(tmp_path,
 
 def test_asked_again_by_name_after_it_was_broken_off(lake, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(Lake, "purge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(upkeep, "purge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             forgetting.forget(lake, None, forgetting.find(lake, "name of take1"), "run")
     assert lake.count("takes", "take_uid = 'take1'") == 0

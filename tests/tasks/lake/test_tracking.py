@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from egomill.tasks.lake import tracking
+from egomill.tasks.lake import connection
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.tracking import CANDIDATE, CHAMPION, Tracker
 from egomill.tasks.training import loop
@@ -262,7 +262,7 @@ def test_a_server_that_answers_is_asked_once_and_an_outage_later_is_not_told_her
 
 
 def test_a_server_that_does_not_answer_is_told(monkeypatch):
-    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    monkeypatch.setattr(connection, "PATIENCE", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(OSError, match=r"does not answer .nothing within 1 s"):
