@@ -170,7 +170,7 @@ def test_a_flow_run_whose_machine_went_is_called_crashed(server, tmp_path):
     shipped = yaml.safe_load((ROOT / AUTOMATIONS).read_text())
     (automation,) = shipped["automations"]
     file = tmp_path / AUTOMATIONS
-    file.write_text(yaml.safe_dump({"automations": [{**automation, "trigger": {**automation["trigger"], "within": 10}}]}))
+    file.write_text(yaml.safe_dump({"automations": [{**automation, "trigger": {**automation["trigger"], "within": 20}}]}))
     prefect(env, "automation", "create", "--from-file", str(file))
 
     def post(path: str, body: Any) -> Any:
@@ -181,9 +181,11 @@ def test_a_flow_run_whose_machine_went_is_called_crashed(server, tmp_path):
     lost, fine = (post("flow_runs/", {"flow_id": flow["id"], "state": {"type": "RUNNING"}})["id"] for _ in range(2))
 
     def beat(run: str, *more: str) -> None:
-        """What a run says, in one request: that it lives, and what follows at once however slow the server is."""
-        about = {"occurred": datetime.now(UTC).isoformat(), "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
-        post("events", [{**about, "event": event, "id": str(uuid.uuid4())} for event in ("prefect.flow-run.heartbeat", *more)])
+        """What a run says: that it lives, and what follows at once."""
+        about = {"resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
+        for event in ("prefect.flow-run.heartbeat", *more):
+            time.sleep(0.01)  # the second comes after the first
+            post("events", [{**about, "event": event, "occurred": datetime.now(UTC).isoformat(), "id": str(uuid.uuid4())}])
 
     def state(run: str) -> str:
         return httpx.get(f"{api}/flow_runs/{run}").raise_for_status().json()["state_type"]
