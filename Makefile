@@ -23,18 +23,22 @@ install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[reference]'
+	$(PIP) -e '.[reference,decord]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps "projectaria-tools==2.3.0; python_version < '3.13'"  # its cameras need none of the notebooks that it asks for
 	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
 	$(BIN)/egomill simulate $(DEMO)/takes --takes 15 --seconds 2 --seed 7
 	$(BIN)/egomill nightly $(DEMO)/takes --lake $(DEMO)/lake --report $(DEMO)/report.html
 	$(BIN)/egomill status --lake $(DEMO)/lake
+	# The references that we are held to, on what was just made: PyTorch3D's rasteriser, decord's pictures.
+	$(BIN)/python benchmarks/splat.py --points 5000
+	$(BIN)/python benchmarks/readers.py $$(find $(DEMO)/takes -name cam01.mp4 | sort | head -1)
 	@echo "Open $(DEMO)/report.html"
 
 check: $(VENV)/.installed-dev

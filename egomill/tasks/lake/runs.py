@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from egomill.tasks.lake.tables import Lake, ask
 
 RECORDED = [
     "egomill", "prefect", "ray", "pylance", "mlflow", "torch", "torchvision", "diffusers", "peft", "transformers",
-    "easypytorch3d", "av", "numpy", "pyarrow", "opencv-python-headless",
+    "easypytorch3d", "av", "decord", "numpy", "pyarrow", "opencv-python-headless",
 ]  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _give_way(lake: Lake, run: Run) -> None:
 
 def environment() -> dict[str, str]:
     """Versions of the libraries that could change a result: recorded, not fingerprinted."""
-    found = {}
+    found = {"video reader": os.environ.get("EGOMILL_VIDEO_READER", "") or "pyav"}
     for name in RECORDED:
         try:
             found[name] = version(name)

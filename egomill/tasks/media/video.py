@@ -1,4 +1,4 @@
-"""Video in and out: the only PyAV.
+"""Video in and out: the only PyAV (decord, where it is chosen, is handed what was checked here).
 
 A frame is addressed by its time. All packets of a file are walked once for the times at which frames are shown; frame i is the i-th of
 these. A read begins at a packet from which the codec promises right pictures, decodes forward, and takes each frame by its time; one that
@@ -29,10 +29,11 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from egomill.tasks.media import decord_reader
+
 Size = tuple[int, int]  # width, height in px
 Frames = Sequence[int] | np.ndarray  # frame numbers
 Rect = Sequence[int]  # left, top, width, height in px
-
 
 MAX_PIXELS = 4096 * 4096  # of a picture: the largest GoPro's, with room; whatever a file says, no more is allocated
 RATES = 1.0, 240.0  # frames a second
@@ -101,6 +102,7 @@ class Reader:
         self._pts = sorted(pts)
         self.info = VideoInfo(*size, fps, len(pts), times - times[0])
         shown = next(self._decoded([0]))
+        self._facts = decord_reader.Facts(*self._told, shown.format.name, shown.interlaced_frame)
         matrix = shown.side_data.get("DISPLAYMATRIX")
         a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5] if matrix else (1, 0, 0, 0, 1)
         if b or c or a <= 0 or d <= 0:
@@ -126,6 +128,12 @@ class Reader:
         numbers, rgb = [int(i) for i in ascending], VideoReformatter()
         if numbers and not 0 <= numbers[0] <= numbers[-1] < len(self):
             raise VideoError(f"{self.name}: frames {numbers[0]}..{numbers[-1]} asked of {len(self)}")
+        if decord_reader.chosen():
+            try:
+                yield from decord_reader.pictures(self.path, numbers, self.info.times, self._facts)
+                return
+            except decord_reader.Cannot as error:
+                raise VideoError(f"{self.name}: {error}") from error
         for frame in self._decoded(numbers):
             yield rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
@@ -136,7 +144,7 @@ class Reader:
         codec, extra = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
         apart = not extra or extra.startswith((b"\0\0\0\1", b"\0\0\1"))  # as in MPEG-TS; else avcC or hvcC says how long lengths are
         length = 0 if apart else (extra[21 if codec == "hevc" else 4 :][:1] or b"\3")[0] % 4 + 1
-        pts, found, hidden, held, parameters = [], [], 0, 0, False
+        pts, found, hidden, held, keys, parameters = [], [], 0, 0, 0, False
         room = 4 * self.path.stat().st_size
         for packet in container.demux(stream):
             if not packet.size:
@@ -152,12 +160,14 @@ class Reader:
             if may or not pts:
                 found.append(((len(pts), packet.pts, packet.pts if packet.dts is None else packet.dts), sets))
             pts.append(packet.pts)
+            keys += packet.is_keyframe
         frames = len(pts) + hidden
         if not frames:
             raise VideoError(f"{self.name}: no frames")
         if frames < stream.frames:
             raise VideoError(f"{self.name}: cut short, {frames} of {stream.frames} frames")
         self._starts = [start for start, sets in found if sets or not parameters or not start[0]]  # else whose parameters would hold?
+        self._told = container.format.name, keys, len(self._starts)
         if hidden:
             return pts, f"{hidden} of {frames} frames are hidden or have no time"
         if stream.codec_context.has_b_frames and container.format.name == "avi":

@@ -148,6 +148,7 @@ FILMS = {
     "intra-refresh-and-b.mkv": x264("intra-refresh=1"),
     "intra-refresh-and-b.ts": x264("intra-refresh=1"),
     "ten-bits.mp4": x264(pixels="yuv420p10le"),
+    "interlaced.mp4": x264("interlaced=1", interlaced=True),
     "interlaced.ts": x264("interlaced=1", interlaced=True),
     "no-b.avi": x264("bframes=0"),
     "negative-offsets.mp4": x264(mux={"movflags": "negative_cts_offsets"}),
@@ -180,6 +181,37 @@ def test_a_number_means_the_same_frame_after_a_seek(name, tmp_path):
         wanted = [first, first + 3, first + 9]
         assert np.array_equal(reader.read(wanted), every[wanted])
     assert video.inspect(tmp_path / name) == video.VideoInfo(128, 64, float(rest.get("rate", 30)), COUNT, every)
+
+
+AS_DECORD_READS = {
+    "defaults.mp4", "deep-pyramid.mkv", "negative-offsets.mp4", "ntsc.mkv", "hevc-open-gop.mp4", "hevc-open-gop.mkv", "hevc-closed-gop.mp4",
+    "hevc-intra-refresh.mp4", "vp8.webm", "vp9.webm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_decord_reads_the_same_pixels_or_says_that_it_would_not(name, tmp_path, monkeypatch):
+    pytest.importorskip("decord")
+    codec, options, rest = FILMS[name]
+    reader = video.Reader(film_of(tmp_path / name, codec, options, **rest))
+    every = reader.read(range(COUNT))
+    monkeypatch.setenv("EGOMILL_VIDEO_READER", "decord")
+    if name not in AS_DECORD_READS:
+        with pytest.raises(VideoError, match=r"decord (reads otherwise|cannot read)"):
+            reader.read([5])
+        return
+    assert np.array_equal(reader.read(range(COUNT)), every)
+    for first in range(0, COUNT - 9, 11):
+        wanted = [first + 9, first, first + 3]
+        assert np.array_equal(reader.read(wanted), every[wanted])
+
+
+def test_a_reader_is_one_that_is_here(film, monkeypatch):
+    for named, why in (("opencv", "the readers are pyav and decord"), ("decord", r"pip install 'egomill\[decord\]'")):
+        monkeypatch.setenv("EGOMILL_VIDEO_READER", named)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ValueError, match=why):
+            video.read(film, [0])
 
 
 @pytest.mark.parametrize("name", ["b-frames.avi", "no-edit-list.mp4", "fragments.mp4"])
