@@ -78,7 +78,7 @@ def _line(error: BaseException, server: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Without what Lance says of its own source."""
+    """The text of an error without the places in Lance's own source."""
     return re.sub(r"LanceError\(\w+\): |, \S+\.rs:\d+:\d+\b", "", text.strip())
 
 

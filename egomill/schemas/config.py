@@ -19,6 +19,8 @@ STAGES = ["takes", "clips", "depth", "priors", "directions", "captions", "latent
 
 
 class Section(BaseModel):
+    """A part of a profile: frozen, and it refuses names that it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -26,7 +28,7 @@ class Ingest(Section):
     """How tolerant reading a take is."""
 
     max_pose_gap: int = Field(default=3, ge=0)  # frames that may be interpolated between known poses
-    min_pose_coverage: float = Field(default=0.9, ge=0, le=1)
+    min_pose_coverage: float = Field(default=0.9, ge=0, le=1)  # share of a take's frames whose head pose is known
     max_step: float = 0.5  # metres the head may move between two frames
     frame_slack: int = Field(default=2, ge=0)  # videos of one take may differ by so many frames (the common part is used)
     allow: tuple[str, ...] = ()  # folders outside of the data sets that links of theirs may lead to; no part of fingerprints
@@ -44,7 +46,7 @@ class Clips(Section):
     """Which windows of which cameras become clips, and at what size."""
 
     frames: int = 9  # tn + 1, t being the frames of a latent frame of the base: 4n + 1
-    fps: float = 10.0
+    fps: float = 10.0  # frames a second of the clip
     exo_size: tuple[int, int] = (224, 128)  # width, height in px, multiples of the base's token: 16
     ego_size: int = 128  # px, square
     hop: float = 1.0  # seconds between window starts
@@ -54,15 +56,15 @@ class Clips(Section):
     skip_covered: bool = True  # leave out windows in which something covers the lens (take separators, who passes close by)
     undistort: bool = False  # exo view as a pinhole picture
     min_overlap: float = 0.15  # of the ego frustum seen by the exo camera
-    min_motion: float = 0.0
-    min_sharpness: float = 0.0
+    min_motion: float = 0.0  # of the pictures (kernels/quality.py: motion)
+    min_sharpness: float = 0.0  # of the pictures (kernels/quality.py: sharpness)
     max_bad_exposure: float = 0.9  # fraction of pixels that are black or blown
-    train: int = 0  # 0: all
-    test: int = 0
-    unseen: int = 0
+    train: int = 0  # clips of split train at most; 0: all
+    test: int = 0  # of split test: windows of training takes
+    unseen: int = 0  # of split unseen: takes that are held out
     test_fraction: float = 0.1  # windows of training takes that are held out
     unseen_fraction: float = 0.2  # takes that are held out, where the release has no split
-    split_seed: int = 0
+    split_seed: int = 0  # by which windows and takes are held out
 
     @model_validator(mode="after")
     def _sizes(self) -> Clips:
@@ -74,85 +76,97 @@ class Clips(Section):
 
 
 class Depth(Section):
-    """Estimators by name; empty revision means 'take the weights' own digest'."""
+    """Which estimators make a clip's depth, and what of it is believed. An empty revision stands for the weights' own digest."""
 
     monocular: str = "sidecar"  # "sidecar", or a folder / hub id of a depth network
     monocular_revision: str = ""
     temporal: str = "static-median"  # "static-median", "none", or a folder / hub id of a video depth network
     temporal_revision: str = ""
     mask: str = "sidecar-or-background"  # "background", "none", or a folder / hub id of a segmentation network
-    mode: Literal["robust", "momentum", "peer"] = "robust"
-    momentum: float = Field(default=0.99, ge=0, le=1)
+    mode: Literal["robust", "momentum", "peer"] = "robust"  # how the temporal depth is fitted to the metric one (kernels/depth.py)
+    momentum: float = Field(default=0.99, ge=0, le=1)  # of mode "momentum", from frame to frame
     height: int = 224  # px of the stored depth; width follows the exo picture
-    relative_error: float = 1e-3
-    min_known: float = 0.2
+    relative_error: float = 1e-3  # that storing depth may cost
+    min_known: float = 0.2  # share of pixels whose depth is known
     scale: Literal["as-is", "landmarks"] = "as-is"  # "landmarks": training clips by what their true ego frames show at rest
     min_head_scale: float = Field(default=0.5, ge=0, allow_inf_nan=False)  # depth of the head over its known distance, before `scale`
-    max_head_scale: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    max_head_scale: float = Field(default=2.0, gt=0, allow_inf_nan=False)  # a clip outside of these two is rejected
 
 
 class Priors(Section):
+    """How the ego prior is drawn."""
+
     accumulate: bool = True  # one background cloud for the clip, instead of one a frame
     edge: float = 0.1  # relative depth range in a 5x5 window above which a point is dropped
-    min_coverage: float = 0.02
+    min_coverage: float = 0.02  # share of the lens' disc that a prior shows
 
 
 class Directions(Section):
-    geometry: Literal["calibrated", "egox-released"] = "calibrated"
+    """By which cameras the tokens' directions are computed."""
+
+    geometry: Literal["calibrated", "egox-released"] = "calibrated"  # "egox-released": as the published adapter knows them
 
 
 class Captions(Section):
-    source: Literal["descriptions", "vlm"] = "descriptions"
+    """Who describes a clip in words."""
+
+    source: Literal["descriptions", "vlm"] = "descriptions"  # the data set's descriptions, or a vision-language model
     endpoint: str = ""  # OpenAI-compatible base URL
-    model: str = ""
-    exo_frames: int = 4
+    model: str = ""  # by the endpoint's name
+    exo_frames: int = 4  # pictures of the exo view that the model sees
 
 
 class Model(Section):
-    """The base model and what EgoX does with it."""
+    """The base model, and how it is conditioned."""
 
     base: str = "embedded"  # or a folder / hub id in the diffusers layout
-    revision: str = ""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mask: Literal["paper", "egox-released", "coverage"] = "coverage"
-    gga: Literal["paper", "egox-released", "off"] = "paper"
-    lambda_g: float = 1.0
+    revision: str = ""  # of a hub id
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # in which the base's weights are held
+    mask: Literal["paper", "egox-released", "coverage"] = "coverage"  # what the mask channels say of the prior (models/egox.py: masks)
+    gga: Literal["paper", "egox-released", "off"] = "paper"  # the formula of geometry-guided attention
+    lambda_g: float = 1.0  # its strength
     text_tokens: int = Field(default=64, ge=1)  # 512 for a base with an image branch
 
 
 class Train(Section):
+    """How an adapter is trained. The global batch is batch · accumulate · workers."""
+
     method: str = "egox"  # a module of egomill/models with a METHOD, or the dotted name of one elsewhere
-    rank: int = 64
-    alpha: int = 64
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    rank: int = 64  # of the LoRA
+    alpha: int = 64  # its scale is alpha / rank
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of the names of the layers that it adapts
     learning_rate: float = 1e-3
-    warmup: int = 20
+    warmup: int = 20  # steps in which the rate rises
     weight_decay: float = 1e-4
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # of the gradient
     batch: int = 2  # per worker and pass
     accumulate: int = Field(default=1, ge=1)  # passes per step
     steps: int = 300
     shift: float = 1.0  # of the flow-matching time
     workers: int = 2
-    gpu: bool = False
-    gradient_checkpointing: bool = False
+    gpu: bool = False  # a GPU for every worker
+    gradient_checkpointing: bool = False  # less memory, for another forward pass
     precision: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic (autocast); the adapter itself is float32
     sharding: Literal["ddp", "fsdp"] = "ddp"  # whole copies, or parameters cut up among the workers
-    checkpoint_every: int = 100
+    checkpoint_every: int = 100  # steps; what a crash may cost
     seed: int = 0
 
 
 class Generate(Section):
-    steps: int = Field(default=1, ge=1)
-    shift: float = 1.0
-    guidance: float = 1.0
+    """How videos are sampled."""
+
+    steps: int = Field(default=1, ge=1)  # of the sampler
+    shift: float = 1.0  # of its noise levels
+    guidance: float = 1.0  # classifier-free; 1: none
     scheduler: Literal["euler", "unipc"] = "euler"
     seed: int = 42
     baseline: bool = True  # also generate with the un-tuned base
 
 
 class Evaluate(Section):
-    lpips: str = ""  # folder with weights; empty: not computed
+    """Folders with the weights of metrics; where it is empty, the metric is not computed and says so."""
+
+    lpips: str = ""
     clip: str = ""
     fvd: str = ""
     objects: str = ""
@@ -189,6 +203,8 @@ class Resources(Section):
 
 
 class Profile(Section):
+    """All settings of a run."""
+
     name: str
     ingest: Ingest = Ingest()
     clips: Clips = Clips()

@@ -71,7 +71,7 @@ def tracker_of(lake: str, tracking: str) -> Any:
 
 
 def asked(lake: str, tracking: str) -> Any:
-    """The tracker, for what makes no sense where nothing was ever registered."""
+    """The tracker, for commands about adapters. ValueError where none was ever registered."""
     tracker = tracker_of(lake, tracking)
     if not tracker.exists():
         raise ValueError(f"no adapter was ever registered: nothing is at {tracker.uri}. Check --lake and --tracking")

@@ -138,7 +138,7 @@ class _Ear(logging.Handler):
 
 @contextmanager
 def heard() -> Iterator[list[tuple[int, str]]]:
-    """What is logged meanwhile, (level, text): our own information and everybody's warnings. It reaches the driver with the row."""
+    """Collect what is logged meanwhile, (level, text): our own information and everybody's warnings. It reaches the driver with the row."""
     ear, root = _Ear(), logging.getLogger()
     ours = logging.getLogger("egomill")
     if ours.level != logging.INFO:  # which every setting makes all loggers forget

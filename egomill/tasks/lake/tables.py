@@ -384,7 +384,7 @@ def all_of(*conditions: str) -> str:
 
 
 def intact(table: str, row: dict) -> None:
-    """Damaged where the values of a row, all columns of it, are not those that were committed."""
+    """Raise Damaged where the values of a row, all columns of it, are not those that were committed."""
     if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
         return  # a take's `content` is not of all its columns
     null = [column for column, value in row.items() if value is None and column not in NO_CONTENT]
@@ -395,5 +395,5 @@ def intact(table: str, row: dict) -> None:
 
 
 def outrun(error: OSError) -> bool:
-    """Another's commit came between. Lance says so with an error of its own in some places, with a plain one in others."""
+    """Whether the error says that another's commit came between. Lance raises one of its own in some places, a plain one in others."""
     return isinstance(error, CommitConflictError) or "commit conflict" in str(error).lower()

@@ -21,7 +21,7 @@ from egomill.tasks.networks.configs import resolve
 
 @dataclass(frozen=True)
 class Parts:
-    """What EgoX needs of a base. `image_encoder` and `image_processor` are None for bases without an image branch."""
+    """The parts of a base. `image_encoder` and `image_processor` are None for bases without an image branch."""
 
     transformer: Any
     vae: Any

@@ -1,4 +1,4 @@
-"""What the transformer is trained on and conditioned with: exo, prior and ego latents, text and image embeddings, one row a clip and base.
+"""What the transformer is trained on and conditioned with: exo, prior and ego latents, text and image embeddings, one row a tensor.
 
 Encoded once and kept: training then needs neither videos nor codec. Latents are the mode of the codec's distribution, so that a row depends
 on its clip alone. The prior's holes are filled (push-pull) before it is encoded, because a codec smears black holes over their
