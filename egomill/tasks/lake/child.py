@@ -27,8 +27,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def each(shards: list[list[dict]], at_once: int, threads: int, arguments: bytes) -> Iterator[Any]:
-    """Have processes work on the shards, `at_once` of them; give what an actor's `work(shard)` returns, as they finish. `arguments`: its class and what
-    it is made with, pickled."""
+    """Have `at_once` processes work on the shards; give what an actor's `work(shard)` returns, as they finish.
+
+    `arguments`: the actor's class and what it is made with, pickled.
+    """
     todo = deque(shards)
     busy = [Child(arguments, threads, todo.popleft()) for _ in range(min(at_once, len(shards)))]
     try:
