@@ -2,8 +2,8 @@
 
     python benchmarks/readers.py [FILE]
 
-Without a file, one is made: 634 frames of 796x448, H.264. Each reader opens the file anew for each window, as the stages do; the walk through
-the file, which both need, is counted apart.
+Without a file, one is made: 634 frames of 796x448, H.264. Each reader opens the file anew for each window, as the stages do; the walk
+through the file, which both need, is counted apart.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from egomill.models.codec import to_latent
+from egomill.models.latents import to_latent
 from egomill.models.method import Method, Phase
 from egomill.schemas.tensors import pack
 from egomill.tasks.lake.stage import Stage

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from egomill.models.codec import PatchCodec, decode_video, encode_video, from_cells, to_cells
+from egomill.models.codec import PatchCodec, from_cells, to_cells
+from egomill.models.latents import decode_video, encode_video
 
 
 def smooth_video(seed=0, frames=9, height=32, width=48):

@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan, UNet2DConditionModel, WanTransformer3DModel
 
 from egomill.models import egox
-from egomill.models.codec import PatchCodec, to_frames, to_latent
+from egomill.models.codec import PatchCodec
+from egomill.models.latents import to_frames, to_latent
 from egomill.models.layout import Layout
 from egomill.schemas.config import Profile
 

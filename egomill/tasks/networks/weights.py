@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,11 @@ def load_parts(base: str = "embedded", revision: str | None = None, dtype: torch
 
 
 def _class(name: str, kind: str) -> Any:
-    import diffusers
-    import transformers
-
-    from egomill.models.codec import PatchCodec
-
     if kind == "PatchCodec":
+        from egomill.models.codec import PatchCodec
+
         return PatchCodec
-    home = transformers if name in ("text_encoder", "tokenizer", "image_encoder", "image_processor") else diffusers
+    home = import_module("transformers" if name in ("text_encoder", "tokenizer", "image_encoder", "image_processor") else "diffusers")
     cls = getattr(home, kind, None)
     if cls is None or kind.startswith("_"):
         raise ValueError(f"{name} of the base is a {kind!r}, which {home.__name__} has not")

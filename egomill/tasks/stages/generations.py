@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from egomill.models.codec import to_frames
+from egomill.models.latents import to_frames
 from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest

@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from egomill.models.codec import to_latent
 from egomill.models.egox import cover_cells
+from egomill.models.latents import to_latent
 from egomill.schemas.config import Model, Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack

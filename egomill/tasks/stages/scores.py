@@ -23,6 +23,7 @@ from egomill.kernels.cameras import Camera
 from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
+from egomill.models.latents import to_frames
 from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
@@ -103,8 +104,6 @@ class Scorer:
         if self.adapter == "prior":
             return filled
         if self.parts is not None:
-            from egomill.models.codec import to_frames  # takes diffusers along, seconds that the other scores need not wait
-
             return to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
         return video.decode(row["generations"]["video"])
 

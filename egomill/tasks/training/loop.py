@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from egomill.models import lora, sharding
-from egomill.models.codec import to_frames
+from egomill.models.latents import to_frames
 from egomill.models.method import Method, Phase, of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import check_code, digest

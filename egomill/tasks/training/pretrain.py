@@ -24,8 +24,9 @@ from torch import Tensor
 
 from egomill.kernels.degrade import degrade
 from egomill.models.base import Recipe, flow_loss, learning_rate, make_transformer
-from egomill.models.codec import PatchCodec, encode_video, to_cells
+from egomill.models.codec import PatchCodec, to_cells
 from egomill.models.egox import cover_cells
+from egomill.models.latents import encode_video
 from egomill.models.layout import Layout
 from egomill.scenes.views import FIRST_SEED, HELD_OUT, Views, render_clip, to_float
 from egomill.schemas.fingerprint import code_of

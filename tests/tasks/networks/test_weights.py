@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from egomill.models.codec import decode_video, encode_video
+from egomill.models.latents import decode_video, encode_video
 from egomill.schemas.config import Profile
 from egomill.tasks.networks import bases
 from egomill.tasks.networks.configs import EMBEDDED
