@@ -31,7 +31,7 @@ def test_a_worker_runs_what_the_schedule_asks_for(server, tmp_path):
     shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     rebuild = next(d for d in shipped["deployments"] if d["name"] == "rebuild")
     rebuild["parameters"] = {"lake": lake.uri, "sources_": [str(takes)], "profile": "local", "settings": SMALL, "release": ""}
-    rebuild["schedules"] = [{"cron": "* * * * *", "timezone": "UTC", "active": True}]
+    rebuild["schedules"] = [{"interval": 10, "timezone": "UTC", "active": True}]
     file = tmp_path / "prefect.yaml"
     file.write_text(yaml.safe_dump({**shipped, "deployments": [rebuild]}))
 

@@ -19,17 +19,10 @@ from egomill.flows.rebuild import rebuild
 from egomill.scenes.take import simulate
 from egomill.tasks.lake import runs
 from egomill.tasks.lake.tables import Lake
+from tests.flows.conftest import SMALL, write_small
 
-SMALL = ["clips.exo_cameras=1", "clips.hop=0.3", "clips.unseen=0"]
+SIMULATED = ["clips.exo_cameras=1", "clips.hop=0.3", "clips.unseen=0"]
 DERIVED = ("depth", "priors", "directions", "latents")
-
-
-@pytest.fixture(scope="module")
-def takes(tmp_path_factory) -> Path:
-    """Ten short simulated takes. Tests copy what they change."""
-    folder = tmp_path_factory.mktemp("sim") / "takes"
-    simulate(folder, 10, seed=5, seconds=1.2, workers=2)
-    return folder
 
 
 def some(takes: Path, to: Path, count: int) -> Path:
@@ -51,11 +44,13 @@ def keys(lake: Lake, table: str) -> Counter:
     return Counter(lake.read(table, ["clip_id"], where)["clip_id"].to_pylist())
 
 
-def test_a_rebuild_does_exactly_what_changed(takes, tmp_path, ray_cluster):
+def test_a_rebuild_does_exactly_what_changed(tmp_path, ray_cluster):
+    takes = tmp_path / "takes"
+    simulate(takes, 3, seed=5, seconds=1.2, workers=2)
     source, lake = some(takes, tmp_path / "in", 2), Lake(str(tmp_path / "lake"))
 
     def again(*settings: str) -> dict:
-        return rebuild.fn(lake.uri, [str(source)], settings=[*SMALL, *settings])
+        return rebuild.fn(lake.uri, [str(source)], settings=[*SIMULATED, *settings])
 
     first = again()
     clips = sum(keys(lake, "clips").values())
@@ -80,8 +75,8 @@ def test_a_rebuild_does_exactly_what_changed(takes, tmp_path, ray_cluster):
         assert stage["inputs"] == stage["outputs"] + stage["rejected"] + stage["failed"]
 
 
-def test_killed_in_the_middle_of_depth_it_goes_on(takes, tmp_path):
-    source, lake = some(takes, tmp_path / "in", 4), Lake(str(tmp_path / "lake"))
+def test_killed_in_the_middle_of_depth_it_goes_on(tmp_path):
+    source, lake = write_small(tmp_path / "in", 4), Lake(str(tmp_path / "lake"))
     settings = [part for s in (*SMALL, "resources.shard=1") for part in ("--set", s)]
     command = [str(Path(sys.executable).with_name("egomill")), "rebuild", str(source), "--lake", lake.uri, *settings]
     env = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
@@ -130,8 +125,8 @@ def break_one(take: Path, pose: Path, fault: str) -> None:
 FAULTS = ("no_exo_video", "video_undecodable", "no_camera_pose", "rotation_invalid", "pose_gaps", "calibration_invalid")
 
 
-def test_six_broken_takes_of_ten_are_named_and_the_others_unharmed(takes, tmp_path):
-    source, lake = some(takes, tmp_path / "in", 10), Lake(str(tmp_path / "lake"))
+def test_six_broken_takes_of_ten_are_named_and_the_others_unharmed(tmp_path):
+    source, lake = write_small(tmp_path / "in", 10), Lake(str(tmp_path / "lake"))
     by_name = {json.loads(p.read_text())["metadata"]["take_name"]: p for p in source.rglob("camera_pose/*.json")}
     folders = sorted((source / "takes").iterdir())
     for folder, fault in zip(folders, FAULTS, strict=False):

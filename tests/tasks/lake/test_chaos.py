@@ -139,9 +139,8 @@ def check(folder: Path, victims: list[str], takes: int, seed: int) -> Counter:
     return done
 
 
-def test_six_kills_leave_no_trace(tmp_path):
-    victims = ["worker"] * 3 + ["driver"] * 2 + ["ray"]
-    assert sum(check(tmp_path, victims, takes=40, seed=3).values()) == 6
+def test_a_kill_of_each_kind_leaves_no_trace(tmp_path):
+    assert check(tmp_path, ["worker", "driver", "ray"], takes=20, seed=3) == {"worker": 1, "driver": 1, "ray": 1}
 
 
 @pytest.mark.slow

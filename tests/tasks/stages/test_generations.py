@@ -52,7 +52,7 @@ def test_eighteen_videos_and_two_failures(tmp_path, ray_cluster):
     (row,) = lake.rows("latents", [keys[POISON]], where="name = 'prior'")
     lake.upsert("latents", [{**row, "tensor": {**row["tensor"], "data": row["tensor"]["data"][:-7]}}])
     stage = sabotaged(generations.stage(profile, "base"), keys[HANGS], keys[KILLS], tmp_path / "killed")
-    strict = Resources(shard=5, cpus={"generations": 1.0}, timeouts={"generations": 20.0}, attempts=1, failure_threshold=0.05)
+    strict = Resources(shard=5, cpus={"generations": 1.0}, timeouts={"generations": 10.0}, attempts=1, failure_threshold=0.05)
 
     with pytest.raises(StageFailed) as failed:  # two of twenty are more than 5 %
         run(stage, lake, "night", strict, keys=keys)
