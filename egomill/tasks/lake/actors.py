@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -42,9 +44,9 @@ class Actor:
     def __init__(
         self, stage: Stage, lake: Lake, run_id: str, versions: dict[str, int], resources: Resources, me: str, ask: Callable[..., Any]
     ) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # actors share the machine; parallelism is theirs
+        os.environ["OMP_NUM_THREADS"] = "1"  # actors share the machine; parallelism is theirs
+        if torch := sys.modules.get("torch"):  # else whoever imports it finds the 1
+            torch.set_num_threads(1)
         self.stage, self.lake, self.run_id, self.versions, self.least = stage, lake, run_id, versions, resources.shard
         seconds = resources.timeouts.get(stage.name, resources.timeout)
         self.watch = Watch(Path(tempfile.gettempdir()) / f"egomill-{me}.words", ask, seconds, resources.timeout_per_second)
