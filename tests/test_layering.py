@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,14 @@ def test_nothing_unpickles():
         source = path.read_text()
         assert "allow_pickle=True" not in source, path
         assert not {"pickle", "cloudpickle", "dill", "joblib"} & {n.split(".")[0] for n in imports(path)}, path
+
+
+def test_a_run_imports_what_it_uses():
+    """What only some stages need, seconds each, is not paid for by all, nor by who starts them."""
+    stages = ", ".join(
+        f"egomill.tasks.stages.{path.stem}" for path in sorted((ROOT / "tasks" / "stages").glob("*.py")) if path.stem[0] != "_"
+    )
+    told = "print(*sorted({'diffusers', 'transformers', 'peft', 'mlflow', 'ray', 'prefect', 'lpips'} & set(sys.modules)))"
+    for what, may in ((stages, set()), ("egomill.flows.rebuild, egomill.flows.cli", {"prefect"})):
+        done = subprocess.run([sys.executable, "-c", f"import sys, {what}; {told}"], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) <= may, what
