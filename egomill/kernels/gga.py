@@ -27,6 +27,7 @@ from egomill.kernels.gga_geometry import Geometry
 PATHS = ("triton", "chunked", "dense")
 HAS_TRITON = find_spec("triton") is not None
 ROWS = 768  # the CPU kernel takes its largest blocks from this many queries on
+IN_CACHE = 1 << 19  # weights that a processor makes at a time: what it has just written it still has at hand
 KEEP = 128 << 20  # bytes of bias that may wait for the backward pass; more is made again there
 
 
@@ -49,21 +50,26 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
     low, slope, offset = geometry.knee
 
     def part(ego: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        with torch.autocast(ego.device.type, enabled=False):  # directions are single precision in any model
-            weight = queries @ keys.mT
-        if slope < 1:
-            weight = torch.maximum(weight, weight * slope + offset)
-        bias = weight.clamp_(min=low).log_().flatten(1, 2)[:, None].to(ego.dtype)
+        weight = queries.new_empty(*queries.shape[:3], keys.shape[2])
+        rows = IN_CACHE // weight.shape[3] + 1 if weight.device.type == "cpu" else weight.shape[2]
+        for made, asked, looked_at in zip(*(t.flatten(0, 1) for t in (weight, queries, keys)), strict=True):  # frame by frame
+            for out, some in zip(made.split(rows), asked.split(rows), strict=True):
+                with torch.autocast(ego.device.type, enabled=False):  # directions are single precision in any model
+                    torch.mm(some, looked_at.mT, out=out)
+                if slope < 1:
+                    torch.maximum(out, out * slope + offset, out=out)
+                out.clamp_(min=low).log_()
+        bias = weight.flatten(1, 2)[:, None].to(ego.dtype)
         return scaled_dot_product_attention(ego.flatten(2, 3), k, v, attn_mask=bias)
 
     again = torch.is_grad_enabled() and queries.shape[0] * f * h * w_ego * q.shape[2] * q.element_size() > KEEP
     parts = max(1, min(f, f * h * w_ego // ROWS))
-    rows = []
+    found = []
     for i in range(parts):
         some = slice(f * i // parts, f * (i + 1) // parts)
         inputs = ego[:, :, some], k, v, queries[:, some], keys[:, some]
-        rows.append(checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False) if again else part(*inputs))
-    return torch.cat(rows, dim=2)
+        found.append(checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False) if again else part(*inputs))
+    return torch.cat(found, dim=2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, path: str | None = None) -> Tensor:
