@@ -29,7 +29,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps "projectaria-tools==2.3.0; python_version < '3.13'"  # its cameras need none of the notebooks that it asks for
+	# Project Aria's cameras need none of the notebooks that it asks for, with which each import of Ray and of Prefect takes a second longer.
+	$(PIP) --no-deps "projectaria-tools==2.3.0; python_version < '3.13'"
 	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed

@@ -91,7 +91,7 @@ def write_take(out: Path, seed: int, index: int, seconds: float = 3.0, fps: int 
     pose_file = out / "annotations" / "ego_pose" / split / "camera_pose" / f"{uid}.json"
     if folder.exists():
         if not pose_file.exists():
-            raise ValueError(f"take {name}: {folder} was written with another seed, duration or frame rate")
+            raise ValueError(f"take {name}: {folder} was written with another seed, duration or frame rate: name another folder")
         return entry
 
     part = out / ".partial" / name

@@ -198,7 +198,7 @@ class Resources(Section):
             if name not in STAGES:
                 raise ValueError(f"unknown stage {name}{_nearest(name, STAGES)}")
             if value < (about.field_name == "actors"):
-                raise ValueError(f"{name} = {value:g}")
+                raise ValueError(f"{name} = {value:g}, and is to be {int(about.field_name == 'actors')} or more")
         return given
 
 

@@ -29,7 +29,7 @@ def adopt(
     ValueError on a sample below 1.
     """
     if sample < 1:
-        raise ValueError(f"a sample of {sample} shows nothing")
+        raise ValueError(f"--sample {sample} compares nothing: take 1 or more")
     versions = {table: lake.version(table) for table in stage.reads}
     now = survey(stage, lake, versions, 1, None, None if items is None else list(items.values()))
     made = lake.read(stage.name, [stage.parent, "recipe", "inputs", "fingerprint"], stage.mine or None).to_pylist()

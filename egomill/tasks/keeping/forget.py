@@ -56,7 +56,7 @@ def find(lake: Lake, take: str) -> Take:
             return Take(uids[0], names[uids[0]], _others(lake, uids[0], rows))
     if lake.rows("failures", [take], ["key"]) or lake.rows("forgotten", [digest(take)], ["take"]):
         return Take(take, "", _others(lake, take, []))
-    raise ValueError(f"no take {take!r} in {lake.uri}")
+    raise ValueError(f"no take {take!r} in {lake.uri}: give its uid or its name, as the data set writes them")
 
 
 def _others(lake: Lake, uid: str, more: list[dict]) -> str:

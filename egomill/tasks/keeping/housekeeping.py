@@ -20,7 +20,7 @@ def keep(lake: Lake, days: float = 7.0) -> list[dict]:
     `days`: how long versions that no release names stay readable after they were replaced. ValueError where it is negative.
     """
     if days < 0:
-        raise ValueError(f"versions cannot be kept for {days:g} days")
+        raise ValueError(f"--days {days:g}: versions are kept for 0 days or more")
     heartbeat.sweep(lake)
     begun = [r["started"] for r in lake.read("runs", ["started"], "status = 'running' AND flow <> 'housekeeping'").to_pylist()]
     since = min(begun) - timedelta(seconds=heartbeat.QUIET) if begun else None  # clocks of hosts differ

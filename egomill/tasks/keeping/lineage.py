@@ -46,7 +46,7 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     """Where a clip went: every release that holds it, and every version of the adapter `name` that was trained on one of them."""
     rows = lake.rows("clips", [clip_id])
     if not rows:
-        raise ValueError(f"no clip {clip_id!r} in {lake.uri}")
+        raise ValueError(f"no clip {clip_id!r} in {lake.uri}: clips are named TAKE_UID.CAMERA.START, as `egomill release diff` writes them")
     clip = rows[0]
     standing = (r for r in releases.every(lake) if not r["withdrawn"])
     holds = [r for r in standing if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]

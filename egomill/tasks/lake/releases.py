@@ -40,7 +40,7 @@ def publish(lake: Lake, run_id: str, profile: Profile, name: str = "") -> tuple[
         return last, False
     name = name or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run_id[:6]}"
     if any(r["name"] == name for r in lake.read("releases", ["name"]).to_pylist()):
-        raise ValueError(f"release {name!r} exists already, with other versions")
+        raise ValueError(f"release {name!r} exists already, with other versions: choose another name")
     checks = check(lake, tables)
     broken = [f"{k}: {v}" for k, v in checks.items() if v != "passed"]
     if broken:

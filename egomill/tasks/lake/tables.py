@@ -262,7 +262,7 @@ class Lake:
                 if not outrun(error):
                     raise
                 time.sleep(random.uniform(0, 0.02) * min(attempt + 1, 10))
-        raise OSError(f"table {table}: other writers were faster {_ATTEMPTS} times")
+        raise OSError(f"table {table}: other writers were faster {_ATTEMPTS} times: run the command again")
 
     def _refuse_forgotten(self, table: str, keys: Iterable[tuple[str, ...]], files: Iterable[str]) -> None:
         """`forget` first writes down the take, then passes every table with a `fence`: so no commit can miss both."""

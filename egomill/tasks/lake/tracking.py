@@ -72,7 +72,7 @@ class Tracker:
     def beside(lake_uri: str) -> Tracker:
         """The default store of a lake on disk. ValueError for an object store, where a server has to be named."""
         if "://" in lake_uri:
-            raise ValueError(f"the lake {lake_uri} is no folder: name an MLflow server")
+            raise ValueError(f"the lake {lake_uri} is no folder: name an MLflow server, with --tracking or MLFLOW_TRACKING_URI")
         path = str(Path(lake_uri).absolute() / "mlflow.db")  # of an address what follows a question mark is options, but of a file's quoted
         return Tracker(f"sqlite:///file:{quote(path)}{_QUOTED}" if "?" in path else f"sqlite:///{path}")
 
@@ -256,7 +256,7 @@ class Tracker:
         if place.scheme in ("", "file"):
             folder = Path(unquote(place.path) if place.scheme else place.path) / "adapter"
             if not folder.is_dir():
-                raise OSError(f"the files of {adapter.spec} are gone: there is no folder {folder}")
+                raise OSError(f"the files of {adapter.spec} are gone: there is no folder {folder}. Put it back, or train again")
             return str(folder)  # nothing is copied
         home = cache()
         home.mkdir(parents=True, exist_ok=True)
@@ -290,10 +290,10 @@ class Tracker:
         """Give the champion's place back to the one before; returns (who lost it, who has it). ValueError where there is none before."""
         now = self._champion(name)
         if now is None:
-            raise ValueError(f"{name} has no champion")
+            raise ValueError(f"{name} has no champion, so there is nothing to roll back")
         before = now.tags.get("champion_before", "")
         if not before:
-            raise ValueError(f"{now.spec} replaced nobody")
+            raise ValueError(f"{now.spec} replaced nobody, so there is nobody to go back to")
         restored = self.find(before)
         self.tag_adapter(now, {ROLLING: f"to {restored.spec}"})  # `settle` goes on from here
         self.alias(restored, CHAMPION)

@@ -114,7 +114,7 @@ class Watch:
         """Call before the worker is made. Models that do not fit kill the process again and again: RuntimeError then."""
         deaths, _ = self.ask("begin", name)
         if deaths >= UNEXPLAINED:
-            raise RuntimeError(f"{deaths} processes died while they made the worker: out of memory?")
+            raise RuntimeError(f"{deaths} processes died while they made the worker: out of memory? Try fewer at a time (resources.actors)")
 
     def made(self, name: str) -> None:
         self.ask("end", name)

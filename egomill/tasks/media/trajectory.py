@@ -59,7 +59,7 @@ def read_tum(path: Path) -> Trajectory:
     except OSError as error:
         raise ValueError(f"{path}: {error}") from None
     if len(lines) < 2:
-        raise ValueError(f"{path}: {len(lines)} poses; a path has two at least, and a head that rests the same pose twice")
+        raise ValueError(f"{path}: {len(lines)} poses; a path has at least two (of a head at rest, the same pose twice)")
     table = torch.frombuffer(values, dtype=torch.float64).reshape(-1, 8).clone()
     T = torch.eye(4, dtype=torch.float64).repeat(len(lines), 1, 1)
     T[:, :3, :3] = torch.from_numpy(Rotation.from_quat(table[:, 4:].numpy()).as_matrix())

@@ -86,7 +86,7 @@ def describe(folder: str | Path) -> dict:
     """egomill.json of an adapter. ValueError where the folder holds none."""
     path = Path(folder) / ABOUT
     if not path.is_file():
-        raise ValueError(f"{folder} holds no adapter of ours: {ABOUT} is missing")
+        raise ValueError(f"{folder} holds no adapter of ours: {ABOUT} is missing; `egomill register` takes a LoRA of others")
     return json.loads(path.read_text())
 
 

@@ -72,7 +72,7 @@ def train(
     configs.check(profile)
     clips = samples.clips_of(lake, versions, revision, method.reads, ("train",))
     if not clips:
-        raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}")
+        raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}: rebuild with this profile")
     if apart := method.apart(profile, release["profile"]):
         raise ValueError(f"release {release['name']} has {apart}")
     held_out = samples.clips_of(lake, versions, revision, method.reads, ("test", "unseen"))
