@@ -25,9 +25,9 @@ from tests.tasks import tiny_lake
 PACKAGE = Path(__file__).parents[2] / "egomill"
 # What the driver's copy of the package has, and no other: its workers say where they are; one may be told to hold on to its shard.
 SAYS = """
-    import os
+    import os as here
     with open({places!r}, "a") as places:
-        told = {{"what": {what}, "machine": os.environ["MACHINE"], "file": __file__, "secret": os.environ.get("SECRET")}}
+        told = {{"what": {what}, "machine": here.environ["MACHINE"], "file": __file__, "secret": here.environ.get("SECRET")}}
         places.write(json.dumps(told) + "\\n")
 """
 HOLDS = """
