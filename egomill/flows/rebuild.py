@@ -14,14 +14,15 @@ from egomill.tasks.lake import releases
 from egomill.tasks.lake.runs import recorded
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, ask
-from egomill.tasks.media import sources
+from egomill.tasks.media import decord_reader, sources
 from egomill.tasks.networks import configs
 from egomill.tasks.stages import clips, of_method, takes
 
 
 def stages(profile: Profile) -> list[Stage]:
     """What a rebuild makes, in its order: takes, their clips, and what the method asks for of each chosen clip. ValueError where base,
-    sizes and method do not go together."""
+    sizes and method do not go together, or the reader of video is none that is here."""
+    decord_reader.chosen()
     configs.check(profile)
     return [takes.stage(profile), clips.stage(profile), *of_method(profile)]
 

@@ -151,6 +151,13 @@ def test_nothing_found_or_all_rejected_is_no_success(tmp_path, monkeypatch):
     assert {r["status"] for r in lake.read("runs").to_pylist()} == {"failed"}
 
 
+def test_a_reader_of_video_that_is_not_there_is_named_before_any_video_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGOMILL_VIDEO_READER", "decrod")
+    write_release(tmp_path / "in", 1)
+    with pytest.raises(ValueError, match="EGOMILL_VIDEO_READER=decrod: the readers are pyav and decord"):
+        plan(str(tmp_path / "lake"), [str(tmp_path / "in")])
+
+
 def test_failures_stand_under_what_began_them_and_cameras_that_are_left_out_beside(tmp_path):
     from egomill.tasks.lake.tables import Lake
 
