@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import random
 from multiprocessing.synchronize import Barrier, Event
 
@@ -57,12 +58,23 @@ def at_once(work, uri: str, writers: int, commits: int, tidying: bool = False) -
     keeper = context.Process(target=tidy, args=(uri, end))
     for process in (*processes, *([keeper] if tidying else [])):
         process.start()
-    told = [one for _ in processes for one in said.get(timeout=300)]
+    told: Said = []
+    for _ in processes:
+        told += heard(said, processes)
     end.set()
     for process in (*processes, *([keeper] if tidying else [])):
         process.join(60)
         assert process.exitcode == 0
     return sorted(told)
+
+
+def heard(said: multiprocessing.Queue, processes: list) -> Said:
+    """What the next writer to end says. Fails where one of them died without a word."""
+    while True:
+        try:
+            return said.get(timeout=1)
+        except queue.Empty:
+            assert all(process.exitcode in (None, 0) for process in processes), [process.exitcode for process in processes]
 
 
 def replayed(told: Said) -> dict[str, str]:
