@@ -159,15 +159,15 @@ def wait_for(url: str, process: subprocess.Popen, seconds: float = 120.0) -> Non
     raise OSError(f"no answer from {url} within {seconds:.0f} s")
 
 
-def stop(processes: list[subprocess.Popen]) -> None:
-    """End process groups: ask, wait, insist."""
-    for signum, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+def stop(processes: list[subprocess.Popen], patience: float = 10.0) -> None:
+    """End process groups: ask, wait so many seconds, insist."""
+    for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         alive = [p for p in processes if p.poll() is None]
         for p in alive:
             try:
                 os.killpg(p.pid, signum)
             except ProcessLookupError:
                 continue
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(p.poll() is None for p in alive):
             time.sleep(0.1)

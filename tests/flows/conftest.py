@@ -87,7 +87,7 @@ def server(tmp_path):
         wait_for(f"{api}/health", processes[0])
         yield env, processes
     finally:
-        stop(processes)
+        stop(processes, patience=2.0)  # a worker waits for runs that nobody wants any more
 
 
 def prefect(env: dict, *arguments: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,17 +19,7 @@ from egomill.tasks.lake import runs
 from egomill.tasks.lake.tables import Lake
 from tests.flows.conftest import SMALL, write_small
 
-SIMULATED = ["clips.exo_cameras=1", "clips.hop=0.3", "clips.unseen=0"]
 DERIVED = ("depth", "priors", "directions", "latents")
-
-
-def some(takes: Path, to: Path, count: int) -> Path:
-    """The first `count` takes, without takes.json: found by walking."""
-    shutil.copytree(takes / "annotations", to / "annotations", dirs_exist_ok=True)
-    for name in sorted(p.name for p in (takes / "takes").iterdir() if not p.name.startswith("."))[:count]:
-        shutil.copytree(takes / "takes" / name, to / "takes" / name, dirs_exist_ok=True)
-        shutil.copytree(takes / "sidecar" / name, to / "sidecar" / name, dirs_exist_ok=True)
-    return to
 
 
 def made(lake: Lake) -> dict[str, int]:
@@ -43,30 +32,23 @@ def keys(lake: Lake, table: str) -> Counter:
     return Counter(lake.read(table, ["clip_id"], where)["clip_id"].to_pylist())
 
 
-def test_a_rebuild_does_exactly_what_changed(tmp_path, ray_cluster):
-    takes = tmp_path / "takes"
-    simulate(takes, 3, seed=5, seconds=1.2, workers=2)
-    source, lake = some(takes, tmp_path / "in", 2), Lake(str(tmp_path / "lake"))
+def test_a_rebuild_does_exactly_what_changed(small, tmp_path):
+    """The lake of three takes, again; with another setting; and with a simulated take more, which is found by walking."""
+    lake, clips = small.lake, sum(keys(small.lake, "clips").values())
+    assert made(lake) == {"takes": 3, "clips": 3, "captions": clips, **dict.fromkeys(DERIVED, clips)}
+    second = small.rebuild()
+    assert (second["computed"], second["new"], second["release"]) == (0, False, "first")
 
-    def again(*settings: str) -> dict:
-        return rebuild.fn(lake.uri, [str(source)], settings=[*SIMULATED, *settings])
-
-    first = again()
-    clips = sum(keys(lake, "clips").values())
-    assert first["new"]
-    assert made(lake) == {"takes": 2, "clips": 2, "captions": clips, **dict.fromkeys(DERIVED, clips)}
-
-    second = again()
-    assert (second["computed"], second["new"], second["release"]) == (0, False, first["release"])
-
-    changed = again("depth.relative_error=0.002")
+    changed = small.rebuild("depth.relative_error=0.002")
     done = made(lake)
     assert 0 < done.pop("latents") <= clips  # a prior that comes out as it was has its latents already
     assert done == {"takes": 0, "clips": 0, "captions": 0, **dict.fromkeys(DERIVED[:-1], clips)}
     assert changed["new"]
 
-    some(takes, source, 3)
-    again("depth.relative_error=0.002")
+    simulate(tmp_path / "takes", 1, seed=5, seconds=1.2, workers=1)
+    (tmp_path / "takes" / "takes.json").unlink()
+    sources = [str(small.source), str(tmp_path / "takes")]
+    rebuild.fn(lake.uri, sources, settings=[*SMALL, "depth.relative_error=0.002"])
     more = sum(keys(lake, "clips").values()) - clips
     assert made(lake) == {"takes": 1, "clips": 1, "captions": more, **dict.fromkeys(DERIVED, more)}
     assert all(set(keys(lake, table).values()) == {1} for table in ("clips", *DERIVED))

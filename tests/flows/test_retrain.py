@@ -74,7 +74,7 @@ def test_better_is_promoted_worse_is_refused_and_roll_back_restores(tmp_path, ra
     assert lineage(lake, "egox@v1")["tags"]["decision"] == first["why"]
 
     # The champion of another base stays what candidates are measured by, with the scores that it has.
-    other = [*SMALL, f"model.base='{tiny_lake.base(tmp_path / 'other', seed=1)}'", "train.steps=1"]
+    other = [*SMALL, f"model.base='{tiny_lake.base(tmp_path / 'other', seed=1)}'", "train.steps=1", "generate.baseline=false"]
     tiny_lake.run_here(lake, latents.stage(Profile.load("local", other)), keys)
     releases.publish(lake, "run", Profile.load("local", other), "r2")
     moved = retrain.fn(lake.uri, settings=other)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import lance
 from pyarrow.fs import FileSelector, FileType
 
+from egomill.tasks.lake.folders import listed
 from egomill.tasks.lake.tables import Damaged, Lake, intact
 
 
@@ -29,7 +30,7 @@ def _of_indices(lake: Lake, data: lance.LanceDataset, table: str) -> dict[str, s
     found = {}
     for segment in (segment for index in data.describe_indices() for segment in index.segments):
         folder = f"_indices/{segment.uuid}"
-        files = store.get_file_info(FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
+        files = listed(store, f"{root}/{folder}", recursive=True)
         sizes = {file.path.removeprefix(f"{root}/"): file.size for file in files if file.type == FileType.File}
         wrong = "" if sum(sizes.values()) == (segment.size_bytes or 0) else f"{sum(sizes.values())} bytes, not {segment.size_bytes}"
         found |= dict.fromkeys(sizes or [folder], wrong)

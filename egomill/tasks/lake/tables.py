@@ -31,10 +31,11 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 
 from egomill.schemas.fingerprint import content_of, digest
 from egomill.schemas.tables import FOLDERS, FORMAT, KEYS, MADE, NO_CONTENT, TABLES, take_of
+from egomill.tasks.lake.folders import listed
 from egomill.tasks.lake.fragments import fragment, look, one_of, without
 
 _STORAGE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
@@ -80,7 +81,7 @@ class Lake:
             return
         store, root = self.store()
         number = self.said()
-        tables = store.get_file_info(FileSelector(root, allow_not_found=True)) if number is None else []
+        tables = listed(store, root) if number is None else []
         if any(file.base_name.endswith(".lance") for file in tables):
             number = self.said()  # whoever made the table said it before, and perhaps after we asked
             if number is None:

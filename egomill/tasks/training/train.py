@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 
 from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, code_parts, digest
+from egomill.tasks.lake.folders import listed
 from egomill.tasks.lake.heartbeat import alive
 from egomill.tasks.lake.tables import Damaged, Lake
 from egomill.tasks.lake.tracking import BY, Adapter, Tracker
@@ -158,7 +159,7 @@ def _drop_halves(lake: Lake, name: str) -> None:
         except ValueError:
             log.warning("the list of checkpoints in %s is cut off: training starts anew", folder)
             files.delete_dir(folder)
-    for entry in files.get_file_info(FileSelector(folder, allow_not_found=True)):
+    for entry in listed(files, folder):
         if entry.base_name.startswith("checkpoint_") and entry.type == FileType.Directory and entry.base_name not in whole:
             files.delete_dir(entry.path)
 

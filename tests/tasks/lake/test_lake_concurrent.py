@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from egomill.schemas.tables import TABLES
 from egomill.tasks.lake import upkeep
+from egomill.tasks.lake.folders import listed
 from egomill.tasks.lake.tables import FRESH_DAYS, Lake
 from tests.tasks.lake.writers import at_once, replayed, upsert, write, write_for_ever
 
@@ -38,6 +42,18 @@ def test_a_table_that_many_open_at_once_is_made_once(tmp_path):
                 versions = pool.map(lambda _, table=table, lake=lake, together=together: (together.wait(), lake.version(table)), range(4))
                 assert {version for _, version in versions} == {1}
                 assert lake.open(table).data_storage_version == "2.2"
+
+
+def test_a_folder_that_others_make_meanwhile_is_there_or_not(tmp_path):
+    folder = str(tmp_path / "lake")
+    comes_and_goes = f"import os\nwhile True:\n os.mkdir({folder!r})\n os.rmdir({folder!r})"
+    other = subprocess.Popen([sys.executable, "-c", comes_and_goes])
+    try:
+        assert all(listed(LocalFileSystem(), folder) == [] for _ in range(50_000))  # of as many, Arrow calls hundreds an error
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_four_writers_of_overlapping_keys_on_a_new_table(tmp_path):
