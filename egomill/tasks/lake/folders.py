@@ -11,7 +11,7 @@ def listed(store: FileSystem, folder: str, recursive: bool = False) -> list[File
     A folder that is made between Arrow's two looks, at its entries and then for itself, is an error to Arrow; the next time it is there.
     """
     selector = FileSelector(folder, allow_not_found=True, recursive=recursive)
-    for _ in range(100):
+    for _ in range(10):
         try:
             return store.get_file_info(selector)
         except FileNotFoundError:
