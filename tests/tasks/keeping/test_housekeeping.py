@@ -70,7 +70,7 @@ def test_versions_stay_as_long_as_they_should(tmp_path):
     version, content = lake.version("priors"), lake.read("priors")
     housekeeping.keep(lake)  # seven days
     assert lake.read("priors", version=version).equals(content)
-    with pytest.raises(ValueError, match="-1 days"):
+    with pytest.raises(ValueError, match="--days -1: "):
         housekeeping.keep(lake, days=-1)
 
 
