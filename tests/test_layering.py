@@ -29,7 +29,7 @@ MAY_IN_TASKS = {
 }
 ONLY_HERE = {
     "lance": {f"tasks/lake/{name}.py" for name in ("tables", "fragments", "upkeep", "damage")},
-    "mlflow": {f"tasks/lake/{name}.py" for name in ("tracking", "connection", "dataset_source")},
+    "mlflow": {f"tasks/lake/{name}.py" for name in ("tracking", "connection")},
     "prefect": {"flows"},
     "ray": {"tasks/lake/actors.py", "tasks/lake/cluster.py", "tasks/training/train.py", "tasks/training/loop.py"},
 }

@@ -1,4 +1,4 @@
-"""The one camera truth: every view of Egomill is a `Camera`, and nobody else multiplies by K.
+"""The one camera truth: every view of Egomill is a `Camera`, and nobody else projects or unprojects.
 
 A camera is a value: a lens name, its parameters and the size of the stored picture. Three lenses are known:
 
@@ -7,9 +7,9 @@ A camera is a value: a lens name, its parameters and the size of the stored pict
     fisheye624      fx, fy, cx, cy, k0..k5, p0, p1, s0..s3    Aria RGB: FisheyeRadTanThinPrism
 
 Conventions, everywhere: OpenCV axes (x right, y down, z forward), metres, pixel centres at integers. Parameters describe the
-*sensor* picture; `turns` counts the clockwise quarter turns from there to the stored one (Ego-Exo4D stores Aria RGB with one).
-Points and rays are always in the sensor's camera frame, which is the frame that the data set's poses refer to; so the turn lives in
-`_to_stored` and `_to_sensor`, and nowhere else.
+*sensor* picture; `turns` counts the clockwise quarter turns from there to the stored one (Ego-Exo4D stores Aria RGB with one:
+`ARIA_TURNS`). Points and rays are always in the sensor's camera frame, which is the frame that the data set's poses refer to; so what a
+turn does to pixels stands in `_to_stored` and `_to_sensor`, what it does to axes in `T_shown_sensor`, and nowhere else.
 
 `max_theta` (radians from the optical axis) bounds where a lens is trusted. A lens polynomial may turn back on itself inside that bound;
 `field_of_view` is the smaller of the two.
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 PARAMS = {"pinhole": 4, "kannala_brandt": 8, "fisheye624": 16}
+ARIA_TURNS = 1  # Aria's RGB sensor lies on its side; Ego-Exo4D stores its pictures turned upright
+_RADIAL = {"kannala_brandt": slice(4, 8), "fisheye624": slice(4, 10)}  # of the parameters: the polynomial in θ²
 _NEWTON_STEPS = 12
 
 
@@ -175,7 +177,7 @@ class Camera:
 
     @property
     def _radial_coefficients(self) -> tuple[float, ...]:
-        return self.params[4:8] if self.model == "kannala_brandt" else self.params[4:10]
+        return self.params[_RADIAL[self.model]]
 
     @cached_property
     def _radius_at_limit(self) -> float:
@@ -233,11 +235,20 @@ def _invert_tangential_thin_prism(u: Tensor, v: Tensor, c: tuple[float, ...]) ->
 def aria_sensor_to_stored(camera_2880: Camera, size: int = 448) -> Camera:
     """The Aria RGB camera of Ego-Exo4D's frame-aligned videos from its factory calibration at 2880×2880.
 
-    The recording crops 32 px a side and halves (2880 → 2816 → 1408), the release resizes to `size` and turns once clockwise.
+    The recording crops 32 px a side and halves (2880 → 2816 → 1408), the release resizes to `size` and turns it upright.
     """
     if (camera_2880.width, camera_2880.height) != (2880, 2880):
         raise ValueError(f"Aria RGB calibrations are for 2880x2880, not {camera_2880.width}x{camera_2880.height}")
-    return camera_2880.crop(32, 32, 2816, 2816).rescale(1408, 1408).rescale(size, size).turn_cw()
+    return replace(camera_2880.crop(32, 32, 2816, 2816).rescale(1408, 1408).rescale(size, size), turns=ARIA_TURNS)
+
+
+def T_shown_sensor(turns: int) -> Tensor:
+    """From the sensor's camera frame to that of the picture as it is stored and shown (both x right, y down, z forward), [4, 4] float64.
+
+    `turns` are a `Camera`'s: a clockwise quarter turn takes what is right on the sensor (x) to what is down in the picture (y).
+    """
+    once = torch.tensor([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    return torch.linalg.matrix_power(once, turns % 4)
 
 
 # Where Aria RGB's picture ends: its vignette falls to 70 % at 61.5 degrees and to 10 % at 74, and what lies outside shows next to nothing.

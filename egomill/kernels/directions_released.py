@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from egomill.kernels.cameras import Camera
+from egomill.kernels.cameras import ARIA_TURNS, Camera
 from egomill.kernels.directions import inverse_distance_point, offsets
 from egomill.kernels.exo_lens import SIZE, undistorted_focal
 from egomill.kernels.patches import LATENT, TEMPORAL, grid
@@ -50,7 +50,7 @@ def ego_rays(size: int, T_world_ego: Tensor) -> tuple[Tensor, Tensor]:
     K = np.array([[_EGO_FOCAL * scale, 0, _EGO_CENTRE * scale], [0, _EGO_FOCAL * scale, _EGO_CENTRE * scale], [0, 0, 1]])
     pixels = np.stack(np.meshgrid(np.arange(float(n)), np.arange(float(n))), axis=-1)
     flat = torch.from_numpy(cv2.undistortPoints(pixels.reshape(-1, 1, 2), K, np.array(_EGO_DISTORTION)).reshape(n, n, 2))
-    rays = normalize(torch.nn.functional.pad(flat, (0, 1), value=1.0), dim=-1).rot90(-1)
+    rays = normalize(torch.nn.functional.pad(flat, (0, 1), value=1.0), dim=-1).rot90(-ARIA_TURNS)
     pooled = rays.reshape(n // 2, 2, n // 2, 2, 3).mean(dim=(1, 3)).to(T_world_ego)
     turned = rotate(T_world_ego[::TEMPORAL], pooled.reshape(1, -1, 3)).reshape(-1, n // 2, n // 2, 3)
     return normalize(turned, dim=-1), torch.ones(turned.shape[:3], dtype=torch.bool, device=turned.device)

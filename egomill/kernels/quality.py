@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from egomill.kernels.cameras import Camera
+from egomill.kernels.cameras import Camera, T_shown_sensor
 from egomill.kernels.poses import inverse, transform
-from egomill.kernels.trajectory import T_shown_sensor
 
 LUMA = (0.299, 0.587, 0.114)
 

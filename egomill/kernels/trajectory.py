@@ -8,7 +8,6 @@ from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 SLACK = 1e-3  # seconds by which a path may end early: times are written with few digits
-_TURNED = torch.tensor([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 def poses_at(seconds: Tensor, T: Tensor, wanted: Tensor) -> Tensor:
@@ -25,11 +24,3 @@ def poses_at(seconds: Tensor, T: Tensor, wanted: Tensor) -> Tensor:
         out[:, axis, 3] = torch.from_numpy(np.interp(at, seconds.double().numpy(), T[:, axis, 3].double().numpy()))
     out[(wanted < first - SLACK) | (wanted > last + SLACK)] = torch.nan
     return out
-
-
-def T_shown_sensor(turns: int) -> Tensor:
-    """From the sensor's camera frame to that of the picture as it is stored and shown (both x right, y down, z forward), [4, 4] float64.
-
-    `turns` are a `Camera`'s: a clockwise quarter turn takes what is right on the sensor (x) to what is down in the picture (y).
-    """
-    return torch.linalg.matrix_power(_TURNED, turns % 4)

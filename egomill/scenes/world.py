@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from egomill.kernels.cameras import ARIA_TURNS, T_shown_sensor
 from egomill.scenes import furniture
 from egomill.scenes.furniture import VIVID, WOODS, muted, shades
 from egomill.scenes.person import Look, Posture, body
@@ -19,7 +20,7 @@ from egomill.scenes.textures import Materials
 
 EXO = ("cam01", "cam02", "cam03", "cam04")
 KINDS = ("kitchen", "living room", "workshop", "office")
-PORTRAIT_FROM_SENSOR = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # sensor x is down, y is left in the portrait picture
+R_SHOWN_SENSOR = T_shown_sensor(ARIA_TURNS)[:3, :3].numpy()
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Scene:
         if len(solids) > len(head):
             head = np.concatenate([head, np.zeros(len(solids) - len(head), bool)])
         T = eye.copy()
-        T[:3, :3] = eye[:3, :3] @ PORTRAIT_FROM_SENSOR
+        T[:3, :3] = eye[:3, :3] @ R_SHOWN_SENSOR
         return Moment(solids, head, tuple(decals), T)
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from egomill.flows.cli import app
-from egomill.kernels.trajectory import T_shown_sensor
+from egomill.kernels.cameras import T_shown_sensor
 from egomill.scenes.take import simulate
 from egomill.schemas.config import Profile
 from egomill.tasks.lake.tracking import Tracker

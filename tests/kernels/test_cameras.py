@@ -11,13 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egomill.kernels.cameras import ARIA_RGB_TYPICAL, Camera, aria_rgb, aria_sensor_to_stored, gopro
+from egomill.kernels.cameras import ARIA_RGB_TYPICAL, PARAMS, Camera, aria_rgb, aria_sensor_to_stored, gopro
 
 F64 = torch.float64
 WHOLE_ARIA = replace(ARIA_RGB_TYPICAL, max_theta=math.radians(75))
 STORED = aria_sensor_to_stored(WHOLE_ARIA)
 PINHOLE = Camera("pinhole", (300.0, 310.0, 200.0, 111.0), 400, 225)
 ALL = {"pinhole": PINHOLE, "kannala_brandt": gopro(), "fisheye624": WHOLE_ARIA, "fisheye624 stored": STORED, "narrow": aria_rgb(128)}
+
+
+def test_every_lens_is_held_to_the_laws():
+    assert {camera.model for camera in ALL.values()} == set(PARAMS)
 
 
 @pytest.fixture(params=ALL.values(), ids=ALL.keys())

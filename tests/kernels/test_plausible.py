@@ -11,9 +11,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from egomill.kernels import plausible
-from egomill.kernels.cameras import gopro
+from egomill.kernels.cameras import T_shown_sensor, gopro
 from egomill.kernels.poses import inverse
-from egomill.kernels.trajectory import T_shown_sensor
 
 FRAMES, HEIGHT, WIDTH = 6, 180, 320
 

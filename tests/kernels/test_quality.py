@@ -8,8 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from egomill.kernels import quality
-from egomill.kernels.cameras import aria_rgb, gopro
-from egomill.kernels.trajectory import T_shown_sensor
+from egomill.kernels.cameras import T_shown_sensor, aria_rgb, gopro
 from egomill.tasks.media.video import read as read_video
 
 GENERATOR = torch.Generator().manual_seed(0)

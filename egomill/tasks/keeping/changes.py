@@ -20,7 +20,7 @@ def diff(lake: Lake, a: str, b: str) -> dict[str, Any]:
     """{a, b, came, went, changed, tables, why}; a clip of a release is one that it holds latents of. ValueError on an unknown or
     withdrawn release."""
     old, new = (releases.get(lake, name) for name in (a, b))
-    before, after = ({table: _rows(lake, table, r["tables"][table]) for table in RELEASED} for r in (old, new))
+    before, after = ({table: _rows(lake, table, r["tables"].get(table)) for table in RELEASED} for r in (old, new))
     known = recipes.read(lake, {row["recipe"] for side in (before, after) for of in side.values() for row in of.values() if row["recipe"]})
     tables, changes = {}, {}
     for table in RELEASED:
@@ -51,7 +51,10 @@ def diff(lake: Lake, a: str, b: str) -> dict[str, Any]:
     }
 
 
-def _rows(lake: Lake, table: str, version: int) -> Rows:
+def _rows(lake: Lake, table: str, version: int | None) -> Rows:
+    """A release's rows of a table by key; none of a table that is younger than the release."""
+    if version is None:
+        return {}
     more = ["take_uid", "chosen", "why"] if table == "clips" else []
     rows = lake.read(table, [*KEYS[table], "content", "recipe", "inputs", "run_id", *more], version=version).to_pylist()
     return {tuple(row[key] for key in KEYS[table]): row for row in rows}

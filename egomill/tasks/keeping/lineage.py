@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from egomill.schemas.tables import RELEASED
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.tables import Lake, one_of
 from egomill.tasks.lake.tracking import Tracker
@@ -54,7 +55,7 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     asked = clip["split"] == "train" and tracker.exists()
     trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if asked else []
     derived = {}
-    for table in ("depth", "priors", "directions", "captions", "latents"):
+    for table in RELEASED[2:]:
         derived[table] = list(dict.fromkeys(r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])))
     return {
         "clip": {k: clip[k] for k in ("clip_id", "take_uid", "take_name", "split", "exo_cam", "start", "why", "fingerprint")},

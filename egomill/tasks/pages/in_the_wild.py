@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from egomill.kernels.cameras import Camera, aria_rgb
+from egomill.kernels.cameras import Camera, T_shown_sensor, aria_rgb
 from egomill.kernels.poses import from_rt, is_rigid
-from egomill.kernels.trajectory import T_shown_sensor
 from egomill.models.method import of
 from egomill.schemas.config import Clips, Ingest, Profile
 from egomill.schemas.fingerprint import code_of, digest, file_sha256

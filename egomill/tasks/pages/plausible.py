@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from egomill.kernels import plausible
+from egomill.kernels.cameras import T_shown_sensor
 from egomill.kernels.poses import inverse, jumps
-from egomill.kernels.trajectory import SLACK, T_shown_sensor, poses_at
+from egomill.kernels.trajectory import SLACK, poses_at
 from egomill.schemas.config import Ingest
 from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.tasks.media import stills, video, views

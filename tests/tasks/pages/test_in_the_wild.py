@@ -13,9 +13,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from egomill.kernels.cameras import Camera, aria_rgb
+from egomill.kernels.cameras import Camera, T_shown_sensor, aria_rgb
 from egomill.kernels.poses import inverse
-from egomill.kernels.trajectory import T_shown_sensor, poses_at
+from egomill.kernels.trajectory import poses_at
 from egomill.models.egox import DIRECTIONS
 from egomill.scenes.take import simulate
 from egomill.schemas.config import Profile

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from egomill.kernels.cameras import Camera
+from egomill.kernels.cameras import Camera, T_shown_sensor
 from egomill.kernels.poses import inverse
-from egomill.kernels.trajectory import T_shown_sensor
 from egomill.models import lora
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import unpack

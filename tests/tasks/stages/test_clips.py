@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from egomill.kernels import quality
-from egomill.kernels.cameras import Camera
-from egomill.kernels.trajectory import T_shown_sensor
+from egomill.kernels.cameras import Camera, T_shown_sensor
 from egomill.schemas.config import Clips, Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import MADE, TABLES, VIEW
