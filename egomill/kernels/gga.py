@@ -51,7 +51,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
 
     def part(ego: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         weight = queries.new_empty(*queries.shape[:3], keys.shape[2])
-        rows = IN_CACHE // weight.shape[3] + 1 if weight.device.type == "cpu" else weight.shape[2]
+        cached = weight.device.type == "cpu" and type(weight) is Tensor  # no fake one, on which sizes are counted
+        rows = IN_CACHE // weight.shape[3] + 1 if cached else weight.shape[2]
         for made, asked, looked_at in zip(*(t.flatten(0, 1) for t in (weight, queries, keys)), strict=True):  # frame by frame
             for out, some in zip(made.split(rows), asked.split(rows), strict=True):
                 with torch.autocast(ego.device.type, enabled=False):  # directions are single precision in any model

@@ -1,17 +1,10 @@
-"""Three cheap stages of a real lake, as a program that may be killed: takes from nowhere, two clips a take, a caption a clip.
-
-    python tests/tasks/lake/chaos_chain.py LAKE TAKES SECONDS PROGRESS VERSION [RUN_ID]
-
-A line goes to the file PROGRESS when Ray is up and after every commit. Every row takes SECONDS. Another VERSION makes everything anew.
-"""
+"""Three cheap stages of a real lake, for a process that may be killed: takes from nowhere, two clips a take, a caption a clip."""
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +14,6 @@ from egomill.schemas.item import Item
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import KEYS
 from egomill.schemas.tensors import pack
-from egomill.tasks.lake.cluster import connect
 from egomill.tasks.lake.runner import run
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
@@ -83,22 +75,20 @@ def content(lake: Lake) -> dict[str, list[dict]]:
     return found
 
 
-def main(uri: str, takes: int, seconds: float, progress: Path, version: int, run_id: str) -> None:
+def main(uri: str, takes: int, seconds: float, progress: str, version: int) -> None:
+    """A line goes to the file `progress` first and after every commit. Every row takes `seconds`. Another version makes everything
+    anew."""
+
     def tell(*what: object) -> None:
-        with progress.open("a") as f:
+        with open(progress, "a") as f:
             f.write(f"{what}\n")
 
     lake = Lake(uri)
-    connect()
     tell("up")
     items = [Item(f"t{i:04d}", digest(i), {"number": i}) for i in range(takes)]
     first, *rest = stages(seconds, version)
+    run_id = uuid.uuid4().hex
     for stage in (first, *rest):
         report = run(stage, lake, run_id, RESOURCES, items=items if stage is first else None, progress=tell)
         assert report.balanced
         tell(stage.name, report.to_dict())
-
-
-if __name__ == "__main__":
-    uri, takes, seconds, progress, version, *run_id = sys.argv[1:]
-    main(uri, int(takes), float(seconds), Path(progress), int(version), (run_id or [uuid.uuid4().hex])[0])
