@@ -104,6 +104,7 @@ def _start() -> None:
 
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # nobody restarts a local one; 60 s by default
     os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # 15 s by default, in which a busy machine imports little
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it, and no process comes up to count
     folder = room()
     atexit.register(_end, folder)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 * 1024**2, "_temp_dir": str(folder / "ray")}

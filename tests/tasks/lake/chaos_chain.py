@@ -19,7 +19,7 @@ from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 
 TABLES = ("takes", "clips", "captions")
-RESOURCES = Resources(shard=2, cpus=dict.fromkeys(TABLES, 0.5), failure_threshold=1.0, attempts=100)
+RESOURCES = Resources(shard=2, failure_threshold=1.0, attempts=100)
 
 
 def stages(seconds: float, version: int = 1) -> tuple[Stage, Stage, Stage]:
