@@ -44,7 +44,7 @@ demo: $(VENV)/.installed
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
-	$(BIN)/pytest -q tests/schemas tests/kernels tests/test_layering.py
+	$(BIN)/pytest -q tests/schemas tests/kernels tests/test_layering.py --ignore tests/kernels/test_gga_triton.py --durations=5
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not slow and not gpu" --durations=20

@@ -170,7 +170,7 @@ def test_a_flow_run_whose_machine_went_is_called_crashed(server, tmp_path):
     shipped = yaml.safe_load((ROOT / AUTOMATIONS).read_text())
     (automation,) = shipped["automations"]
     file = tmp_path / AUTOMATIONS
-    file.write_text(yaml.safe_dump({"automations": [{**automation, "trigger": {**automation["trigger"], "within": 20}}]}))
+    file.write_text(yaml.safe_dump({"automations": [{**automation, "trigger": {**automation["trigger"], "within": 10}}]}))
     prefect(env, "automation", "create", "--from-file", str(file))
 
     def post(path: str, body: Any) -> Any:
