@@ -42,9 +42,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/readers.py $$(find $(DEMO)/takes -name cam01.mp4 | sort | head -1)
 	@echo "Open $(DEMO)/report.html"
 
+QUICK = tests/schemas tests/kernels tests/test_layering.py --ignore tests/kernels/test_gga_triton.py
+
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
-	$(BIN)/pytest -q tests/schemas tests/kernels tests/test_layering.py --ignore tests/kernels/test_gga_triton.py --durations=5
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/pyright & types=$$!; $(BIN)/pytest -q $(QUICK); tests=$$?; wait $$types && exit $$tests
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not slow and not gpu" --durations=20
