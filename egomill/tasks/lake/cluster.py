@@ -64,6 +64,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors reach us as exceptions; the rest is noise on a terminal
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # a report waits for the next poll: 2 s by default
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it, and no process comes up to count
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if cluster := address():
         _join(cluster)
@@ -104,7 +105,6 @@ def _start() -> None:
 
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # nobody restarts a local one; 60 s by default
     os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # 15 s by default, in which a busy machine imports little
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it, and no process comes up to count
     folder = room()
     atexit.register(_end, folder)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 * 1024**2, "_temp_dir": str(folder / "ray")}
