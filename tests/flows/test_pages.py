@@ -52,7 +52,7 @@ def test_what_workers_log_and_what_failed_is_on_the_flow_run_s_page(server, tmp_
 
     with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
         talk()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while "captions: 2 in" not in page() and time.monotonic() < deadline:
             time.sleep(0.5)
     lines = page()

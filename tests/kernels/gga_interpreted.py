@@ -29,7 +29,7 @@ def test_half_precision_the_strides_of_the_model_and_one_geometry_for_a_batch():
     assert attend(q, k, v, geo, "triton").transpose(1, 2).is_contiguous()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(sizes, shared, formulas, lambdas)
 def test_random_layouts(layout, shared, formula, lam):
     geo = geometry(batch=1 if shared else 2, **layout, formula=formula, lambda_g=lam)

@@ -153,7 +153,7 @@ def test_kannala_brandt_agrees_with_projectaria():
 
 
 @pytest.mark.parametrize("camera", [STORED, gopro(), PINHOLE], ids=["aria", "gopro", "pinhole"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     left=st.integers(-20, 60),
     top=st.integers(-20, 60),
@@ -174,7 +174,7 @@ def test_crop_and_rescale_move_pixels_as_pictures_move(camera, left, top, scale,
 
 
 @pytest.mark.parametrize("camera", [STORED, WHOLE_ARIA, PINHOLE], ids=["stored", "sensor", "pinhole"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(width=st.integers(16, 900), height=st.integers(16, 900))
 def test_turn_commutes_with_rescale(camera, width, height):
     one = camera.rescale(width, height).turn_cw()

@@ -16,7 +16,7 @@ def opencv(focal: float, balance: float) -> float:
     return cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, np.array(D), (3840, 2160), np.eye(3), balance=balance)[0, 0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(focal=st.floats(1500, 4000), balance=st.floats(0, 1))
 def test_as_opencv_and_back(focal, balance):
     undistorted = undistorted_focal(focal, D, balance=balance)

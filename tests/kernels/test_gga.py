@@ -54,7 +54,7 @@ sizes = st.fixed_dictionaries({"f": st.integers(1, 5), "h": st.integers(1, 4), "
 shared, formulas, lambdas = st.booleans(), st.sampled_from(["paper", "egox-released"]), st.floats(0.05, 20)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, shared, formulas, lambdas, st.integers(1, 3), st.sampled_from([1, 8, 768]))
 def test_chunked_is_dense_over_random_layouts(layout, shared, formula, lam, batch, rows):
     geo = geometry(batch=1 if shared else batch, **layout, formula=formula, lambda_g=lam)

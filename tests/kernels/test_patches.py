@@ -15,7 +15,7 @@ def test_the_paper_and_the_demo():
     assert grid(9, 128, 352, LATENT) == (3, 16, 44)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 60))
 def test_spans_cover_every_frame_once(n):
     frames = 4 * n + 1
@@ -33,7 +33,7 @@ def test_other_sizes_are_refused():
         grid(9, 448, 796)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), frames=st.sampled_from([1, 5, 9]), cell=st.sampled_from([LATENT, TOKEN]))
 def test_pool_is_the_weighted_mean(seed, frames, cell):
     generator = torch.Generator().manual_seed(seed)

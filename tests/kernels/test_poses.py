@@ -21,7 +21,7 @@ def pose(numbers) -> torch.Tensor:
     return T
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(a=POSE, b=POSE, c=POSE, x=st.tuples(*[NUMBER] * 3))
 def test_group(a, b, c, x):
     A, B, C, point = pose(a), pose(b), pose(c), torch.tensor([x], dtype=torch.float64)
@@ -35,7 +35,7 @@ def test_group(a, b, c, x):
     assert is_rigid(A @ B)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(a=POSE, x=st.tuples(*[NUMBER] * 3), y=st.tuples(*[NUMBER] * 3))
 def test_lengths_and_angles_are_kept(a, x, y):
     A, points = pose(a), torch.tensor([x, y], dtype=torch.float64)
@@ -66,7 +66,7 @@ def test_what_is_not_rigid():
     assert is_rigid(torch.eye(4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(a=POSE, axis=st.tuples(*[st.floats(-1, 1)] * 3), gap=st.integers(1, 4))
 def test_gaps_are_filled_along_the_geodesic(a, axis, gap):
     """Steady screw-free motion is met exactly; what is too long stays unknown."""

@@ -88,7 +88,7 @@ def test_writers_killed_at_any_moment_leave_whole_commits(tmp_path):
         writers = [context.Process(target=write_for_ever, args=(lake.uri, 2 * round_ + n)) for n in range(2)]
         for writer in writers:
             writer.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while lake.count("captions") == before and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 0.3))
