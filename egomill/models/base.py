@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egomill.models.egox import TIMESTEPS
+from egomill.models.flow import TIMESTEPS
 
 
 @dataclass(frozen=True)

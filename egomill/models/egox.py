@@ -17,18 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from egomill.kernels.gga_geometry import Geometry
+from egomill.models.flow import TIMESTEPS, make_scheduler, set_steps, shifted
 from egomill.models.layout import Layout
 from egomill.models.method import Method
 from egomill.schemas.config import Generate, Profile
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 IMAGE_BRANCH_TEXT = 512  # diffusers' Wan takes the last so many keys for text and what comes before for the image
-TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,6 @@ def image_branch(config: Mapping[str, Any]) -> bool:
     return config.get("added_kv_proj_dim") is not None
 
 
-def shifted(uniform: Tensor, shift: float) -> Tensor:
-    """Noise levels from uniform numbers: σ = s u / (1 + (s − 1) u). Shift 1 leaves them, larger ones favour much noise."""
-    return shift * uniform / (1 + (shift - 1) * uniform)
-
-
 def training_loss(
     transformer: Any, given: Condition, ego: Tensor, generators: Sequence[torch.Generator], shift: float = 1.0, pure: float = 0.0
 ) -> Tensor:
@@ -189,36 +183,6 @@ def sample(
             v = other + guidance * (v - other)
         x = scheduler.step(v, timestep, x, return_dict=False)[0]
     return x.float()
-
-
-def set_steps(scheduler: Any, steps: int, device: str | torch.device = "cpu") -> None:
-    """Have a scheduler make so many steps, from σ = 1 to 0.
-
-    Euler left to itself spaces them from 1 to its least σ, so that its last step goes from next to nothing to nothing: n steps are n − 1.
-    """
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)  # before the shift
-    else:
-        scheduler.set_timesteps(steps, device=device)
-
-
-def make_scheduler(kind: str, shift: float) -> Any:
-    """ "euler" or "unipc", with the shift stated: loading one scheduler from another's config drops it silently."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-
-    if kind == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=shift)
-    if kind == "unipc":
-        return UniPCMultistepScheduler(
-            num_train_timesteps=TIMESTEPS,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=shift,
-            final_sigmas_type="zero",
-        )
-    raise ValueError(f"scheduler {kind!r}: euler or unipc")
 
 
 # -- the method ----------------------------------------------------------------------------------------------------------

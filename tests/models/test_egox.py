@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from egomill.models import egox, lora
+from egomill.models import egox, flow, lora
 from egomill.models.layout import Layout
 
 F, H, EXO, EGO = 3, 4, 6, 4
@@ -83,8 +83,8 @@ def test_loss_ignores_what_is_predicted_for_exo_and_batching_does_not_matter():
 
 def test_shift_and_pure_noise():
     u = torch.linspace(0, 1, 5)
-    assert torch.equal(egox.shifted(u, 1.0), u)
-    assert (egox.shifted(u, 3.0)[1:-1] > u[1:-1]).all()
+    assert torch.equal(flow.shifted(u, 1.0), u)
+    assert (flow.shifted(u, 3.0)[1:-1] > u[1:-1]).all()
     seen = []
 
     class Spy(torch.nn.Module):
@@ -101,9 +101,9 @@ def test_shift_and_pure_noise():
 @pytest.mark.parametrize(("kind", "steps"), [("euler", 1), ("euler", 4), ("unipc", 4)])
 def test_sampling_depends_on_the_clips_seed_alone(kind, steps):
     model, both = tiny(), given()
-    together = egox.sample(model, egox.make_scheduler(kind, 3.0), both, seeds(7, 8), steps)
+    together = egox.sample(model, flow.make_scheduler(kind, 3.0), both, seeds(7, 8), steps)
     alone = egox.Condition(both.exo[1:], both.prior[1:], both.cover[1:], both.text[1:])
-    again = egox.sample(model, egox.make_scheduler(kind, 3.0), alone, seeds(8), steps)
+    again = egox.sample(model, flow.make_scheduler(kind, 3.0), alone, seeds(8), steps)
     torch.testing.assert_close(together[1:], again, atol=1e-4, rtol=1e-4)
     assert together.shape == both.prior.shape
 
@@ -121,7 +121,7 @@ def test_samplers_find_the_target_of_an_ideal_model():
             return (out,)
 
     for kind, steps, shift in (("euler", 1, 1.0), ("euler", 2, 1.0), ("euler", 4, 3.0), ("unipc", 6, 3.0)):
-        got = egox.sample(Ideal(), egox.make_scheduler(kind, shift), given(), seeds(1, 2), steps)
+        got = egox.sample(Ideal(), flow.make_scheduler(kind, shift), given(), seeds(1, 2), steps)
         torch.testing.assert_close(got, target, atol=5e-3, rtol=0)
 
 
@@ -135,13 +135,13 @@ def test_so_many_steps_are_so_many_steps(kind, steps, shift):
         dtype = torch.float32
 
         def forward(self, x, t, text, image, return_dict):
-            asked.append(t[0].item() / egox.TIMESTEPS)
+            asked.append(t[0].item() / flow.TIMESTEPS)
             return (torch.ones_like(x[:, :16]),)
 
-    scheduler = egox.make_scheduler(kind, shift)
+    scheduler = flow.make_scheduler(kind, shift)
     got = egox.sample(Constant(), scheduler, given(), seeds(1, 2), steps)
     even = torch.arange(steps, 0, -1) / steps
-    torch.testing.assert_close(torch.tensor(asked), egox.shifted(even, shift), atol=2e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(asked), flow.shifted(even, shift), atol=2e-3, rtol=0)
     assert scheduler.sigmas[-1] == 0
     if kind == "euler":  # with v = 1 all the way it has gone by 1
         noise = torch.stack([torch.randn(16, F, H, EGO, generator=g) for g in seeds(1, 2)])
@@ -159,7 +159,7 @@ def test_two_euler_steps_are_halves_of_the_way():
 
     noise = torch.stack([torch.randn(16, F, H, EGO, generator=g) for g in seeds(1, 2)])
     for steps in (1, 2, 5):
-        got = egox.sample(Linear(), egox.make_scheduler("euler", 1.0), given(), seeds(1, 2), steps)
+        got = egox.sample(Linear(), flow.make_scheduler("euler", 1.0), given(), seeds(1, 2), steps)
         torch.testing.assert_close(got, noise * (1 - 1 / steps) ** steps, atol=1e-5, rtol=0)
 
 
@@ -176,7 +176,7 @@ def test_a_base_with_an_image_branch_takes_512_text_tokens_and_an_image():
 
 def test_guidance_needs_negative_text():
     with pytest.raises(ValueError, match="negative"):
-        egox.sample(tiny(), egox.make_scheduler("euler", 1.0), given(), seeds(1, 2), 1, guidance=2.0)
+        egox.sample(tiny(), flow.make_scheduler("euler", 1.0), given(), seeds(1, 2), 1, guidance=2.0)
 
 
 def test_stock_pipeline_class_takes_the_adapter_with_its_alpha(tmp_path):

@@ -141,7 +141,7 @@ def save_base(out: Path, transformer: Any, codec: PatchCodec, text: tuple[Any, A
 
     import diffusers
 
-    from egomill.models.egox import make_scheduler
+    from egomill.models.flow import make_scheduler
 
     tokenizer, encoder = text
     out.mkdir(parents=True, exist_ok=True)
