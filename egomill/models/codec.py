@@ -75,6 +75,8 @@ class Residual(nn.Module):
 class PatchCodec(ModelMixin, ConfigMixin):
     """The codec. `hidden` and `layers` size the refining net (0 layers: the linear map alone)."""
 
+    memory = False  # a cell's latent is its own pixels' alone
+
     @register_to_config
     def __init__(
         self,

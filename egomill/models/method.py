@@ -59,8 +59,9 @@ class Method:
     parts: tuple[str, ...] = ("transformer",)  # of the base, that the net is built of
     guided: tuple[str, ...] = ()  # further ones, where generate.guidance is above 1
     shown: tuple[str, ...] = ()  # latents of a sample that are pictures
-    follows: tuple[str, ...] = ()  # settings of section `model` in which generation follows the adapter's training
-    tied: tuple[str, ...] = ()  # other settings, section.name, that made the rows of the tables: release, adapter and profile agree in them
+    follows: tuple[str, ...] = ()  # settings, section.name, in which generation follows the adapter's training
+    section: str = ""  # of the profile, of settings that are the method's own
+    tied: tuple[str, ...] = ()  # settings that made the rows of the tables: release, adapter and profile agree in them
     phases: tuple[Phase, ...] = field(default=(Phase(),))
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
@@ -73,17 +74,23 @@ class Method:
 
     def conditioning(self, profile: Profile) -> dict[str, Any]:
         """What an adapter has to say of how it is conditioned."""
-        said = profile.model_dump()
-        return {name: said["model"][name] for name in self.follows} | {name.rpartition(".")[2]: _at(said, name) for name in self.tied}
+        return self.followed(profile) | {_leaf(name): _at(profile.model_dump(), name) for name in self.tied}
+
+    def followed(self, profile: Profile) -> dict[str, Any]:
+        """The part of it that a generation takes from its adapter."""
+        return {_leaf(name): _at(profile.model_dump(), name) for name in self.follows}
 
     def following(self, profile: Profile, about: Mapping[str, Any]) -> Profile:
         """The profile, with what `follows` an adapter as its description says."""
-        return profile.model_copy(update={"model": profile.model.model_copy(update={name: about[name] for name in self.follows})})
+        for name in self.follows:
+            section, _, leaf = name.partition(".")
+            profile = profile.model_copy(update={section: getattr(profile, section).model_copy(update={leaf: about[leaf]})})
+        return profile
 
     def apart(self, profile: Profile, other: Mapping[str, Any]) -> str:
         """Why rows or an adapter of `other` (a profile's dump, an adapter's description) do not go with the profile; "" where they do."""
         for name in self.tied:
-            leaf, wanted = name.rpartition(".")[2], _at(profile.model_dump(), name)
+            leaf, wanted = _leaf(name), _at(profile.model_dump(), name)
             found = _at(other, name) if name.partition(".")[0] in other else other.get(leaf, _at(Profile(name="").model_dump(), name))
             if found != wanted:
                 return f"{name} {found!r}, not {wanted!r}"
@@ -116,6 +123,10 @@ def named(name: str) -> Method:
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         raise ValueError(f"train.method is {name!r}, and there is no module {module} with a METHOD; {hint}")
     return found
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _at(said: Mapping[str, Any], name: str) -> Any:

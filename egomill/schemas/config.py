@@ -128,6 +128,22 @@ class Model(Section):
     text_tokens: int = Field(default=64, ge=1)  # 512 for a base with an image branch
 
 
+class Exo2EgoSyn(Section):
+    """Sizes and choices of method exo2egosyn. The paper says none of them: all are our reading (models/exo2egosyn.py)."""
+
+    align_width: int = Field(default=512, ge=16)  # channels of the network that predicts the first ego frame
+    align_heads: int = Field(default=8, ge=1)
+    align_depth: int = Field(default=8, ge=1)  # pairs of blocks
+    ray_width: int = Field(default=256, ge=1)  # channels that a token's rays are encoded to
+    metres: float = Field(default=1.0, gt=0)  # that count as one in a ray's moment
+    drop: float = Field(default=0.1, ge=0, le=1)  # share of training samples without exo tokens, for guidance
+    frame: Literal["align", "exo", "truth", "none"] = "align"  # what the video starts with; others than "align" are for comparison
+    tokens: bool = True  # false: without exo tokens, for comparison
+    rays: bool = True  # false: without rays, for comparison
+    refine: float = Field(default=0.0, ge=0, lt=1)  # noise level from which a blurred first frame is made anew; 0: it stays as it is
+    keep_tokens: bool = False  # keep keys and values of the exo tokens between the steps of a sampler: faster, for memory
+
+
 class Train(Section):
     """How an adapter is trained. The global batch is batch · accumulate · workers."""
 
@@ -213,6 +229,7 @@ class Profile(Section):
     directions: Directions = Directions()
     captions: Captions = Captions()
     model: Model = Model()
+    exo2egosyn: Exo2EgoSyn = Exo2EgoSyn()
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()

@@ -9,7 +9,7 @@ import torch
 
 from egomill.models.egox import IMAGE_BRANCH_TEXT, image_branch
 from egomill.schemas.config import Model
-from egomill.tasks.networks.configs import part_config, resolve
+from egomill.tasks.networks.configs import layout, part_config, resolve
 from egomill.tasks.networks.weights import Base, Parts
 
 SHORT = 16  # hex digits of a revision that tables and adapters carry
@@ -54,4 +54,4 @@ def load(model: Model, *names: str, device: str = "") -> Parts:
     for name in asked:
         part = base.part(name)
         parts[name] = part.to(device) if isinstance(part, torch.nn.Module) else part
-    return Parts(**parts, revision=revision(model))
+    return Parts(**parts, layout=layout(model), revision=revision(model))

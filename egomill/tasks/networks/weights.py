@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egomill.models.layout import Layout
 from egomill.tasks.networks.configs import resolve
 
 
@@ -32,6 +33,7 @@ class Parts:
     image_encoder: Any
     image_processor: Any
     revision: str  # sha256 over the weight files
+    layout: Layout | None = None  # how the base cuts a video up
 
     @torch.no_grad()
     def encode_text(self, texts: list[str], tokens: int) -> Tensor:

@@ -42,7 +42,7 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
     return Stage(
         name="generations",
         reads={**method.given, "clips": ("fps",)},
-        config={**profile.model.model_dump(include=set(method.follows)), "sampler": sampler},
+        config={**method.followed(profile), "sampler": sampler},
         worker=partial(Generator, profile, folder, fetch),
         weights=revision + (adapters.sha256(folder) if folder else ""),
         constants={"adapter": adapter},
@@ -80,7 +80,7 @@ class Generator:
         frames = to_frames(self.parts.vae, latent)
         if frames is None:
             return Rejected("generation_failed", f"seed {seed}: values that are not finite")
-        followed = self.profile.model.model_dump(include=set(self.method.follows))
+        followed = self.method.followed(self.profile)
         return {
             "video": video.encode(frames, clip["fps"], lossless=True),
             "seed": seed,

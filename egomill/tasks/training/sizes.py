@@ -127,21 +127,23 @@ def _counted(profile: Profile, layers: int) -> dict[str, float]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(transformer)
         method, generators = of(profile), [torch.Generator() for _ in range(settings.batch)]
-        net = method.build(SimpleNamespace(transformer=transformer, text_encoder=None), profile)
+        net = method.build(SimpleNamespace(transformer=transformer, text_encoder=None, layout=layout(profile)), profile)
         batch = method.blank(profile, layout(profile), transformer.config)  # type: ignore[misc]
+        for name, parameter in net.named_parameters():  # as in the last phase, which holds most
+            parameter.requires_grad_(parameter.requires_grad and name.startswith(method.phases[-1].trains))
 
         def work() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 loss = net(batch, generators)
             loss.mean().backward()
-            transformer.zero_grad()
+            net.zero_grad()
 
-        with Live([*transformer.parameters(), *transformer.buffers()]) as live:
+        with Live([*net.parameters(), *net.buffers()]) as live:
             work()
         with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
             work()
-    trained = [p for p in transformer.parameters() if p.requires_grad]
-    frozen = [p for p in transformer.parameters() if not p.requires_grad]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    frozen = [p for p in net.parameters() if not p.requires_grad]
     adapter = sum(p.numel() * p.element_size() for p in trained)
     return {
         "parameters": sum(p.numel() for p in frozen),

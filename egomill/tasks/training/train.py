@@ -45,7 +45,8 @@ def recipe(profile: Profile) -> str:
     method = of(profile)
     settings = profile.train.model_dump(exclude={"checkpoint_every"})
     conditioning = profile.model.model_dump(exclude={"base", "revision"})
-    return digest(settings, conditioning, bases.revision(profile.model), code_of(loop.__name__, method.module))
+    own = [getattr(profile, method.section).model_dump()] if method.section else []
+    return digest(settings, conditioning, bases.revision(profile.model), code_of(loop.__name__, method.module), *own)
 
 
 def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | None:

@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 profile = Profile.load("local", sys.argv[1:])
 model = WanTransformer3DModel(**sizes.transformer_config(profile))
 parameters = lora.add(model, profile.train.rank, profile.train.alpha, profile.train.targets)
-net = of(profile).build(SimpleNamespace(transformer=model, text_encoder=None), profile)
+net = of(profile).build(SimpleNamespace(transformer=model, text_encoder=None, layout=sizes.layout(profile)), profile)
 if profile.train.gradient_checkpointing:
     model.enable_gradient_checkpointing()
 model.train()
