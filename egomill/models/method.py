@@ -31,7 +31,8 @@ class Batch(Protocol):
 class Phase:
     """A part of a training: `share` of its steps, in which the parameters are trained whose names begin with one of `trains`.
 
-    Names are those within the net: `transformer.` is LoRA's. The optimiser begins anew with each phase; the numbers of steps go on.
+    Names are those within the net: `transformer.` is LoRA's. The optimiser begins anew with each phase; the numbers of steps go on. The
+    net's attribute `phase` is set to the name.
     """
 
     name: str = "all"

@@ -156,6 +156,7 @@ def enter(work: Work, phase: Phase) -> None:
         raise ValueError(f"phase {phase.name} of {work.method.name} trains nothing: no parameter begins with {', '.join(phase.trains)}")
     for name, parameter in work.learning.items():
         parameter.requires_grad_(name in work.parameters)
+    work.net.phase = phase.name
     work.phase, work.objective = phase, work.net if settings.sharding == "fsdp" else prepare_model(work.net)
     work.optimiser = torch.optim.AdamW(work.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
