@@ -53,17 +53,19 @@ class Align(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, first: Tensor, seen: Tensor) -> Tensor:
-        """Latent frame 0 of every view [B, V, C, h, w], normalised, and which views there are [B, V] bool → the ego's [B, C, h, w]. What
-        stands in place of a missing view changes nothing."""
+    def forward(self, first: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Latent frame 0 of every view [B, V, C, h, w], normalised, and which views there are [B, V] bool (None: all) → the ego's
+        [B, C, h, w]. What stands in place of a missing view changes nothing."""
         b, v, c, h, w = first.shape
         rows, columns = h // PATCH, w // PATCH
         cells = first.reshape(b, v, c, rows, PATCH, columns, PATCH).permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
         place = sinusoid(self.width, rows, columns).to(first)
-        exo = self.enter(torch.where(seen[:, :, None, None, None], cells, 0)) + place + self.view[:v, None, None]
+        exo = self.enter(cells) + place + self.view[:v, None, None]
         ego = (place + self.ego).expand(b, 1, rows, columns, -1)
         x = torch.cat([exo, ego], dim=1)
-        known = torch.cat([seen, seen.new_ones(b, 1)], dim=1).repeat_interleave(rows * columns, dim=0)
+        known = None
+        if seen is not None:  # at every place of the grid, and the ego frame always
+            known = torch.cat([seen, seen.new_ones(b, 1)], dim=1).repeat_interleave(rows * columns, dim=0)
         for within, across in zip(self.within, self.across, strict=True):
             x = within(x.flatten(0, 1).flatten(1, 2)).unflatten(1, (rows, columns)).unflatten(0, (b, v + 1))
             x = across(x.permute(0, 2, 3, 1, 4).flatten(0, 2), known).unflatten(0, (b, rows, columns)).permute(0, 3, 1, 2, 4)

@@ -36,12 +36,12 @@ FOLDS = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """What the net takes: latents of the exo views [B, V, C, f, h, w] in the order of the clip, which of them there are [B, V] bool,
-    Plücker maps [B, 6tV + 1, f, h, w] with the views in that order, the take's fold [B] (0 or 1: the Align of that number has not seen
-    it), and true ego latents [B, C, f, h, w], which training alone has."""
+    """What the net takes: latents of the exo views [B, V, C, f, h, w] in the order of the clip, which of them there are [B, V] bool
+    (None: all), Plücker maps [B, 6tV + 1, f, h, w] with the views in that order, the take's fold [B] (0 or 1: the Align of that number has
+    not seen it), and true ego latents [B, C, f, h, w], which training alone has."""
 
     exo: Tensor
-    seen: Tensor
+    seen: Tensor | None
     rays: Tensor
     fold: Tensor
     ego: Tensor | None = None
@@ -106,7 +106,7 @@ def first_frame(net: Net, batch: Batch) -> Tensor | None:
             raise ValueError("exo2egosyn.frame = truth asks for the true ego latents, which generation is not given")
         return batch.ego[:, :, :1]
     if kind == "exo" or not net.ready:
-        chosen = batch.seen.int().argmax(dim=1)  # the first of the views that there are
+        chosen = torch.zeros_like(batch.fold) if batch.seen is None else batch.seen.int().argmax(dim=1)  # the first that there is
         return batch.exo[torch.arange(len(chosen), device=chosen.device), chosen, :, :1]
     found = torch.stack([align(batch.exo[:, :, :, 0], batch.seen) for align in net.align], dim=1)
     return found[torch.arange(len(found), device=found.device), batch.fold.long()][:, :, None]
@@ -116,7 +116,7 @@ def prepare(net: Net, batch: Batch, shown: Tensor, noise: Tensor | None = None) 
     """What a pass of the transformer takes beside the noisy latents; sets what its hooks read. `shown` [B]: whose exo tokens are told."""
     b, v, _, f, h, w = batch.exo.shape
     tokens = net.tokens(batch.exo, shown & net.settings.tokens)
-    net.attention.known = None if batch.seen.all() else batch.seen.repeat_interleave(tokens.shape[1] // v, dim=1)
+    net.attention.known = None if batch.seen is None else batch.seen.repeat_interleave(tokens.shape[1] // v, dim=1)
     if net.settings.rays:
         net.rays.maps = batch.rays
     frame = first_frame(net, batch)
@@ -256,9 +256,9 @@ def check(profile: Profile, layout: Layout) -> None:
 
 def make_batch(tensors: Mapping[str, Tensor], profile: Profile, device: torch.device) -> Batch:
     """Tensors of table latents (float16), [B, ...], to what the net takes, latents and maps in float32."""
-    found = {name: tensors[name].to(device) for name in ("exo", "seen", "rays", "fold")}
-    ego = tensors["ego"].to(device).float() if "ego" in tensors else None
-    return Batch(found["exo"].float(), found["seen"].bool(), found["rays"].float(), found["fold"].flatten().long(), ego)
+    found = {name: tensors[name].to(device).float() for name in ("exo", "rays", "ego") if name in tensors}
+    seen = None if tensors["seen"].all() else tensors["seen"].bool().to(device)
+    return Batch(seen=seen, fold=tensors["fold"].flatten().long().to(device), **found)
 
 
 def tokens(profile: Profile, layout: Layout) -> dict[str, int]:
@@ -274,7 +274,7 @@ def blank(profile: Profile, layout: Layout, config: Any) -> Batch:
     count, views = profile.train.batch, profile.clips.views
     f, h, w = layout.latents(profile.clips.frames, profile.clips.ego_size, profile.clips.ego_size)
     exo, rays = torch.zeros(count, views, layout.channels, f, h, w), torch.zeros(count, CHANNELS * layout.temporal * views + 1, f, h, w)
-    return Batch(exo, torch.ones(count, views, dtype=torch.bool), rays, torch.zeros(count, dtype=torch.long), torch.zeros_like(exo[:, 0]))
+    return Batch(exo, None, rays, torch.zeros(count, dtype=torch.long), torch.zeros_like(exo[:, 0]))
 
 
 FOLLOWS = ("align_width", "align_heads", "align_depth", "ray_width", "frame", "tokens", "rays", "refine")

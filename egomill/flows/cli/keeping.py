@@ -215,7 +215,7 @@ def _costs(found: dict) -> None:
         "samples seen": f"{found['samples']:,} by {found['workers']} workers",
         "hours": hours,
     }
-    if found["latents_gib"] is not None:
-        lines["latents"] = f"{found['latents_gib']:.3g} GiB for {found['clips']:,} clips, before compression"
+    if found["stored_gib"] is not None:
+        lines["stored"] = f"{found['stored_gib']:.3g} GiB for {found['clips']:,} clips, before compression"
     for name, value in lines.items():
         out.print(f"{name:18} {value}", highlight=False, soft_wrap=True)

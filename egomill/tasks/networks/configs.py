@@ -12,23 +12,23 @@ from egomill.models.method import of
 from egomill.schemas.config import Model, Profile
 
 EMBEDDED = Path(__file__).parents[2] / "assets" / "base"
-# config.json of the transformer, for the hub ids of the profiles that come with the package: sizes need no download.
-KNOWN = {
-    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 40,
-        "attention_head_dim": 128,
-        "in_channels": 36,
-        "out_channels": 16,
-        "text_dim": 4096,
-        "freq_dim": 256,
-        "ffn_dim": 13824,
-        "num_layers": 40,
-        "cross_attn_norm": True,
-        "image_dim": 1280,
-        "added_kv_proj_dim": 5120,
-        "rope_max_seq_len": 1024,
-    }
+_WAN = {
+    "patch_size": (1, 2, 2),
+    "attention_head_dim": 128,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "cross_attn_norm": True,
+    "rope_max_seq_len": 1024,
+}
+_WAN_14B = {"num_attention_heads": 40, "in_channels": 36, "out_channels": 16, "ffn_dim": 13824, "num_layers": 40}
+_TI2V_5B = {"num_attention_heads": 24, "in_channels": 48, "out_channels": 48, "ffn_dim": 14336, "num_layers": 30}
+# What config.json says of the parts, for the hub ids of the profiles that come with the package: sizes need no download.
+KNOWN: dict[str, dict[str, dict[str, Any]]] = {
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {"transformer": {**_WAN, **_WAN_14B, "image_dim": 1280, "added_kv_proj_dim": 5120}},
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": {
+        "transformer": {**_WAN, **_TI2V_5B},
+        "vae": {"z_dim": 48, "scale_factor_temporal": 4, "scale_factor_spatial": 16},
+    },
 }
 
 
@@ -49,7 +49,7 @@ def part_config(base: str, part: str) -> dict[str, Any]:
     """The configuration of a base's part, of a hub id that is known here without a download; {} where its folder has no such part."""
     folder = EMBEDDED if base == "embedded" else Path(base)
     if not folder.is_dir() and base in KNOWN:
-        return KNOWN[base] if part == "transformer" else {}
+        return KNOWN[base].get(part, {})
     path = folder / part / "config.json"
     return {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")} if path.is_file() else {}
 

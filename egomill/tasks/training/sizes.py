@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,9 +168,8 @@ def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
     passes = settings.steps * settings.accumulate
     found = tokens(profile)
     clips = recipe.train + recipe.test + recipe.unseen
-    cut = layout(profile)
-    cells = found["frames"] * (recipe.exo_size[0] + 2 * recipe.ego_size) * recipe.exo_size[1] // cut.spatial**2
-    latents = 2 * (cut.channels * cells + cut.temporal * found["ego"] * cut.patch**2) + 4 * model_text(profile)
+    config = SimpleNamespace(**{"image_dim": None, **transformer_config(profile)})
+    stored = sum(2 * t.numel() for t in _tensors(of(profile).blank(profile, layout(profile), config))) // settings.batch  # type: ignore[misc]
     return {
         "profile": profile.name,
         "tokens": found,
@@ -179,14 +179,15 @@ def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
         "samples": settings.batch * settings.workers * passes,
         "hours": counted["tflop"] * passes / tflop_per_second / 3600 if tflop_per_second else None,
         "clips": clips or None,
-        "latents_gib": clips * latents / GIB if clips else None,
+        "stored_gib": clips * stored / GIB if clips else None,
     }
 
 
-def model_text(profile: Profile) -> int:
-    """Numbers of a clip's text and image embeddings."""
-    config = transformer_config(profile)
-    return profile.model.text_tokens * config["text_dim"] + 257 * (config.get("image_dim") or 0)
+def _tensors(batch: Any) -> list[torch.Tensor]:
+    """Of a batch and the dataclasses in it."""
+    parts = [getattr(batch, field.name) for field in fields(batch)]
+    nested = [_tensors(part) if is_dataclass(part) else [part] for part in parts]
+    return [part for some in nested for part in some if isinstance(part, torch.Tensor)]
 
 
 def _materialise(module: nn.Module) -> None:

@@ -68,6 +68,17 @@ def test_the_paper_s_size_is_counted_without_weights():
     assert found["hours"] > 0
 
 
+def test_exo2egosyn_is_counted_without_weights():
+    profile = Profile.load("exo2egosyn")
+    assert sizes.tokens(profile) == {"frames": 13, "exo": 10192, "ego": 2548, "all": 12740}
+    found = sizes.estimate(profile)
+    linear, rays = 30 * 64 * (8 * 2 * 3072 + 2 * (3072 + 14336)), 97 * 4 * 256 + 256 + (3072 + 256) * 3072 + 3072
+    tokens = 48 * 4 * 3072 + 3072 + 4 * 3072 + 2 * 3072 + 3072**2 + 3072  # patch, views, norm, out, null
+    assert found["step"]["trained"] == linear + rays + tokens
+    # By hand, forward: 45.6 TFLOP. Once more in the backward pass (checkpointing), and about as much again and half for the gradients.
+    assert found["step"]["tflop"] == pytest.approx(3.5 * 45.6, rel=0.1)
+
+
 def test_sizes_that_nobody_knows_are_refused():
     with pytest.raises(ValueError, match="not known"):
         sizes.estimate(Profile.load("paper", ["model.base=somebody/another-model"]))
