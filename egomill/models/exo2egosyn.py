@@ -293,6 +293,7 @@ METHOD = Method(
     follows=tuple(f"exo2egosyn.{name}" for name in FOLLOWS),
     tied=("exo2egosyn.metres", "clips.views"),
     phases=PHASES,
+    given_frames=1,
     references=("codec",),
     tokens=tokens,
     blank=blank,

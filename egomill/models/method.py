@@ -64,6 +64,7 @@ class Method:
     section: str = ""  # of the profile, of settings that are the method's own
     tied: tuple[str, ...] = ()  # settings that made the rows of the tables: release, adapter and profile agree in them
     phases: tuple[Phase, ...] = field(default=(Phase(),))
+    given_frames: int = 0  # that a video starts with and another net made: scored apart from the rest
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
     blank: Callable[[Profile, Layout, Any], Batch] | None = None  # a batch of zeros, of the base's configuration: sizes are counted on it

@@ -27,7 +27,7 @@ from egomill.tasks.media import stills, video, views
 from egomill.tasks.training import gate
 
 LABELS = {"psnr": "PSNR", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
-REGIONS = {"all": "", "hole": " hole", "moved": " moved"}
+REGIONS = {"all": "", "hole": " hole", "moved": " moved", "first": " first frame", "after": " after it"}
 LOWER = ("lpips", "fvd")  # where less is better
 FAILURES = 200  # rows shown
 
@@ -86,21 +86,22 @@ def render(
 
 
 def glance(lake: Lake, adapter: str, clips: int = 3) -> str:
-    """Middle frames of a few held-out clips, exo view, filled prior, what the adapter `adapter` ("egox@v3") made, truth, as one picture
-    that carries itself (a data URI; "" where it made nothing).
+    """Middle frames of a few held-out clips, exo view, filled prior where there is one, what the adapter `adapter` ("egox@v3") made, truth,
+    as one picture that carries itself (a data URI; "" where it made nothing).
     """
     found: dict[str, list[Any]] = {"exo": [], "prior": [], adapter: [], "truth": []}
     for row in _held_out(lake, [adapter], clips)[0]:
         key, middle = row["clip_id"], row["frames"] // 2
-        (prior,) = lake.rows("priors", [key], ["video", "valid"])
         made = {r["adapter"]: r["video"] for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"])}
         if adapter in made:
-            four = (views.read_exo(row), views.read_prior(row, prior)[2], video.decode(made[adapter]), views.read_ego(row))
-            for name, frames in zip(found, four, strict=True):
-                found[name].append(frames[middle])
+            found["exo"].append(views.read_exo(row)[middle])
+            for prior in lake.rows("priors", [key], ["video", "valid"]):
+                found["prior"].append(views.read_prior(row, prior)[2][middle])
+            found[adapter].append(video.decode(made[adapter])[middle])
+            found["truth"].append(views.read_ego(row)[middle])
     if not found[adapter]:
         return ""
-    stacked = {name: np.stack(frames) for name, frames in found.items()}
+    stacked = {name: np.stack(frames) for name, frames in found.items() if len(frames) == len(found[adapter])}
     return stills.data_uri(stills.png(stills.contact_sheet(stacked, range(len(stacked[adapter])))), "image/png")
 
 
@@ -130,14 +131,14 @@ def _pairs(spec: str) -> list[tuple[str, str]]:
 
 
 def _held_out(lake: Lake, shown: list[str], limit: int) -> tuple[list[dict], int]:
-    """Clips of the page, and how many are left out: held out, with a prior; those with generations first, and one of every take before a
-    second of any."""
+    """Clips of the page, and how many are left out: held out, with a prior where there are any; those with generations first, and one of
+    every take before a second of any."""
     generated = set(lake.read("generations", ["clip_id"], one_of("adapter", shown))["clip_id"].to_pylist())
     with_prior = set(lake.read("priors", ["clip_id"])["clip_id"].to_pylist())
     rows = lake.read("clips", where="chosen AND split <> 'train'").to_pylist()
     seen: Counter = Counter()
     ranked = []
-    for row in sorted((r for r in rows if r["clip_id"] in with_prior), key=lambda r: (r["split"], r["clip_id"])):
+    for row in sorted((r for r in rows if not with_prior or r["clip_id"] in with_prior), key=lambda r: (r["split"], r["clip_id"])):
         ranked.append((row["clip_id"] not in generated, seen[row["take_uid"]], len(ranked), row))
         seen[row["take_uid"]] += 1
     ranked.sort(key=lambda r: r[:3])
@@ -146,21 +147,25 @@ def _held_out(lake: Lake, shown: list[str], limit: int) -> tuple[list[dict], int
 
 def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> dict:
     key, fps = clip["clip_id"], clip["fps"]
-    exo, truth = views.read_exo(clip), views.read_ego(clip)
-    prior = lake.rows("priors", [key], ["video", "valid"])[0]
-    holes, valid, filled = views.read_prior(clip, prior)
+    truth, seen = views.read_ego(clip), views.of(clip)
     made = {r["adapter"]: r for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"]) if r["adapter"] in shown}
     depth = lake.rows("depth", [key], ["depth", "head_scale"])
     disc = views.ego_disc(clip)
-    videos = [("exo", exo, True), ("prior", stills.show_holes(holes, valid | ~disc), False), ("prior, filled", filled, False)]
-    videos += [(names[a], video.decode(made[a]["video"]), False) for a in shown if a in made]
-    videos.append(("truth", truth, False))
+    videos = [("exo" if len(seen) == 1 else view["exo_cam"], views.read_exo(view), len(seen) == 1) for view in seen]
     pictures = []
+    generated = [(names[a], video.decode(made[a]["video"]), False) for a in shown if a in made]
+    for prior in lake.rows("priors", [key], ["video", "valid"]):
+        holes, valid, filled = views.read_prior(clip, prior)
+        videos += [("prior", stills.show_holes(holes, valid | ~disc), False), ("prior, filled", filled, False)]
+        pictures.append((f"prior's coverage, {valid[:, disc].mean():.0%} of the disc", stills.coverage_picture(valid, disc), False))
+    if not pictures:  # what a video without a prior starts with decides what it becomes
+        pictures = [(f"{name}, first frame", frames[0], False) for name, frames, _ in (*generated, ("truth", truth, False))]
+    videos += [*generated, ("truth", truth, False)]
     if depth:
         scale = depth[0]["head_scale"]
         at_head = f"; the head at {scale:.2f} times its distance" if scale else ""
-        pictures.append((f"depth, middle frame{at_head}", stills.depth_picture(unpack_depth(depth[0]["depth"])[clip["frames"] // 2]), True))
-    pictures.append((f"prior's coverage, {valid[:, disc].mean():.0%} of the disc", stills.coverage_picture(valid, disc), False))
+        picture = stills.depth_picture(unpack_depth(depth[0]["depth"])[clip["frames"] // 2])
+        pictures.insert(0, (f"depth, middle frame{at_head}", picture, True))
     rows = [r for r in lake.rows("scores", [key], ["clip_id", "adapter", "metric", "value"]) if r["adapter"] in shown]
     scores = {a: {r["metric"]: r["value"] for r in rows if r["adapter"] == a} for a in shown}
     text = lake.rows("captions", [key], ["text"])

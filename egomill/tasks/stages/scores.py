@@ -2,7 +2,8 @@
 
 Three regions. `all` is the whole picture, as papers report it. `hole` is what the prior left empty inside the lens's disc: there a model
 has to invent. `moved` is where something that moves, seen by the exo camera, falls into the ego view: its pixels with their depth, splatted
-through the ego lens and widened a little. That region is made of the input alone: the truth has no say in what counts.
+through the ego lens and widened a little. That region is made of the input alone: the truth has no say in what counts. Where a method is
+given its first frames they are scored apart, as `first`, and those that follow as `after`.
 
 Beside adapters two references are scored under the same names: "prior", the push-pull filled prior itself, and "codec", the truth after
 encoding and decoding, above which no model of this codec can come.
@@ -43,7 +44,8 @@ def stage(profile: Profile, adapter: str) -> Stage:
 
     What the method's stages do not make is not read, and its region is left out: `hole` is of priors, `moved` of depth.
     """
-    made = of(profile).stages
+    method = of(profile)
+    made, given = method.stages, {"given_frames": method.given_frames} if method.given_frames else {}
     inputs: dict[str, tuple[str, ...]] = {"clips": (*views.EGO_COLUMNS, "exo_camera", "T_world_exo", "T_world_ego")}
     inputs |= {table: names for table, names in OF_REGIONS.items() if table in made}
     first, where, codec = {"priors": OF_REGIONS["priors"]}, "", ""
@@ -55,7 +57,7 @@ def stage(profile: Profile, adapter: str) -> Stage:
     return Stage(
         name="scores",
         reads=first | inputs,
-        config={"smallest": SMALLEST, "reach": REACH},
+        config={"smallest": SMALLEST, "reach": REACH, **given},
         worker=partial(Scorer, profile, adapter),
         weights=codec + perceptual.weights_digest(profile.evaluate),
         constants={"adapter": adapter},
@@ -67,7 +69,7 @@ class Scorer:
     """A clip in, its rows out, one a metric."""
 
     def __init__(self, profile: Profile, adapter: str) -> None:
-        self.adapter = adapter
+        self.adapter, self.given = adapter, of(profile).given_frames
         self.measures, self.missing = perceptual.load(profile.evaluate)
         self.parts = bases.load(profile.model, "vae") if adapter == "codec" else None
 
@@ -96,6 +98,9 @@ class Scorer:
             for name, metric in METRICS.items():
                 value = None if mask is not None and int(mask.sum()) < SMALLEST else metric(x, y, mask)
                 rows.append((f"{name}.{region}", value, "" if value is not None else f"nothing of the picture is {region}"))
+        if self.given:
+            parts = {"first": slice(self.given), "after": slice(self.given, None)}
+            rows += [(f"{name}.{part}", metric(x[at], y[at], None), "") for part, at in parts.items() for name, metric in METRICS.items()]
         rows += [(name, measure(x, y), "") for name, measure in self.measures.items()]
         rows += [(name, None, why) for name, why in self.missing.items()]
         return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
