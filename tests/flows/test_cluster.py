@@ -31,14 +31,14 @@ SAYS = """
         places.write(json.dumps(told) + "\\n")
 """
 HOLDS = """
-        import os
+        import os as here, time as clock
         hold, held = Path({hold!r}), Path({held!r})
         while self.stage.name == "priors" and hold.exists():
-            if os.environ["MACHINE"] == "two":
+            if here.environ["MACHINE"] == "two":
                 held.touch()
             elif held.exists():
                 break  # both have begun
-            time.sleep(0.1)
+            clock.sleep(0.1)
 """
 RESOURCES = ["resources.shard=1", "resources.cpus={depth=0}", "resources.gpus={depth=0.5}", "resources.actors={priors=1}"]
 
