@@ -28,6 +28,7 @@ from egomill.tasks.training import gate
 
 LABELS = {"psnr": "PSNR", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
 REGIONS = {"all": "", "hole": " hole", "moved": " moved", "first": " first frame", "after": " after it"}
+GIVEN = ("psnr.first", "psnr.after", "ssim.first", "ssim.after")  # of methods that are given their first frames
 LOWER = ("lpips", "fvd")  # where less is better
 FAILURES = 200  # rows shown
 
@@ -198,7 +199,7 @@ def _head_scale(lake: Lake) -> dict:
 def _metric_keys(comparison: dict) -> list[str]:
     """The page's columns: what never needs weights, and what was computed with them."""
     found = {m for values in comparison["means"].values() for m in values}
-    return [m for m in gate.METRICS if m in found] + sorted(m for m in found if "." not in m)
+    return [m for m in (*gate.METRICS, *GIVEN) if m in found] + sorted(m for m in found if "." not in m)
 
 
 def _metric(key: str) -> dict:
@@ -254,7 +255,8 @@ def _summary(run: dict, spec: str, held_out: list[dict], hidden: int) -> str:
     exo, ego = "×".join(map(str, clips["exo_size"])), clips["ego_size"]
     what = f"{len(held_out) + hidden} held-out clips of {clips['frames']} frames at {clips['fps']:g} fps, exo {exo}, ego {ego}×{ego}"
     by = f", by adapter {spec}" if "@" in spec else ""
-    return f"Egocentric video from one exocentric camera{by}: {what}. Run {run['run_id']}, {run['started']:%d %B %Y, %H:%M} UTC."
+    cameras = "one exocentric camera" if clips.get("views", 1) == 1 else f"up to {clips['views']} exocentric cameras"
+    return f"Egocentric video from {cameras}{by}: {what}. Run {run['run_id']}, {run['started']:%d %B %Y, %H:%M} UTC."
 
 
 def _last_line(text: str) -> str:
