@@ -24,12 +24,12 @@ REFERENCES = ("prior", "codec")  # not generated: the filled prior, and the trut
 
 @flow(name="generate", log_prints=True, validate_parameters=False)
 def generate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
-    """Generate with an adapter ("name@alias", "name@v3") or with the un-tuned "base" for every held-out clip."""
+    """Generate with an adapter ("name@alias", "name@v3"; "": the method's champion) or with the un-tuned "base" for every held-out clip."""
     settings_ = Profile.load(profile, settings or [])
     if adapter in REFERENCES:
         raise ValueError(f"{adapter!r} is a reference to compare with, and generates nothing")
     with recorded(Lake(lake), "generate", settings_) as run:
-        spec, folder = resolve(run.lake.uri, adapter, tracking)
+        spec, folder = resolve(run.lake.uri, adapter or champion(settings_), tracking)
         fetch = partial(Tracker.of(tracking, lake).folder, spec) if folder else None
         report = make(run, generations.stage(settings_, spec, folder, fetch), keys=selected(run.lake, settings_.clips, HELD_OUT))
         if not report.inputs:
@@ -46,7 +46,7 @@ def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str
     """
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "evaluate", settings_, "egomill.flows.generate") as run:
-        spec, _ = resolve(run.lake.uri, adapter, tracking)
+        spec, _ = resolve(run.lake.uri, adapter or champion(settings_), tracking)
         score(run, spec)
         return gate.compare(run.lake, [*(a for a in (*of(settings_).references, "base") if a != spec), spec])
 
@@ -58,12 +58,17 @@ def by_request(
     if adapter in REFERENCES:
         raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
     settings_ = Profile.load(profile, settings or [])
-    return in_the_wild.generate(settings_, *resolve(lake, adapter, tracking), in_the_wild.Request(**request), out)
+    return in_the_wild.generate(settings_, *resolve(lake, adapter or champion(settings_), tracking), in_the_wild.Request(**request), out)
 
 
 def score(run: Run, spec: str) -> None:
     """Scores of one adapter over the held-out clips."""
     make(run, scores.stage(run.profile, spec), keys=selected(run.lake, run.profile.clips, HELD_OUT))
+
+
+def champion(profile: Profile) -> str:
+    """What is meant where no adapter is named."""
+    return f"{of(profile).name}@champion"
 
 
 def resolve(lake: str, adapter: str, tracking: str) -> tuple[str, str]:

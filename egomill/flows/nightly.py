@@ -35,8 +35,10 @@ def nightly(
 
 
 def write_report(lake: str, adapter: str, tracking: str, page: str) -> str:
-    """Write the report page of an adapter; returns its path."""
+    """Write the report page of an adapter ("": the candidate of the only name, or whatever was generated last); returns its path."""
     tracker = Tracker.of(tracking, lake)
+    if not adapter and tracker.exists() and len(names := tracker.names()) == 1:
+        adapter = f"{names[0]}@candidate"
     at = ask(lake)
     where = Path(page) if page else Path(lake if "://" not in lake else ".") / "report.html"
     with meter("report") as advance:

@@ -100,7 +100,7 @@ def failures(
 def lineage(
     what: Annotated[str, typer.Argument(help="An adapter (name@alias), a release's name, or a clip_id.")] = "",
     lake: Lake = "lake",
-    adapter: Annotated[str, typer.Option(help="For a clip: which adapter's versions to look through.")] = "egox",
+    adapter: Annotated[str, typer.Option(help="For a clip: which adapter's versions to look through; default: all.")] = "",
     tracking: Tracking = "",
     json_: Json = False,
 ) -> None:

@@ -104,20 +104,21 @@ def register(
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="The registered adapter.")] = "egox",
+    name: Annotated[str, typer.Argument(help="The registered adapter; default: the only one.")] = "",
     lake: Lake = "lake",
     tracking: Tracking = "",
     json_: Json = False,
 ) -> None:
     """Give the champion's place back to the adapter that held it before."""
-    left, restored = asked(lake, tracking).roll_back(name)
+    tracker = asked(lake, tracking)
+    left, restored = tracker.roll_back(name or tracker.only())
     answer = {"champion": restored.spec, "was": left.spec}
     reply(answer, json_, lambda: out.print(f"{restored.spec} is champion again, {left.spec} is not"))
 
 
 @app.command()
 def generate(
-    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, or base")] = "egox@champion",
+    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, or base; default: the champion of the profile's method")] = "",
     lake: Lake = "lake",
     profile: Profile = "local",
     set_: Set = None,
@@ -166,8 +167,10 @@ def generate(
 
 def _show_request(answer: dict, to: Path) -> None:
     made = f"{to}: {answer['video']['frames']} frames by {answer['adapter']}, seed {answer['seed']}"
-    out.print(f"{made}; the prior covers {answer['coverage']:.0%} of the view", highlight=False, soft_wrap=True)
-    out.print(f"prompt ({answer['prompt_source']}): {answer['prompt']}", highlight=False, soft_wrap=True)
+    covers = f"; the prior covers {answer['coverage']:.0%} of the view" if "coverage" in answer else ""
+    out.print(made + covers, highlight=False, soft_wrap=True)
+    if "prompt" in answer:
+        out.print(f"prompt ({answer['prompt_source']}): {answer['prompt']}", highlight=False, soft_wrap=True)
     path, checks = answer["path"], answer["checks"]
     lines, seconds, away = ("{} to {}".format(*map(short, pair)) for pair in (path["lines"], path["seconds"], checks["from_camera"]))
     out.print(f"path: lines {lines}, {seconds} s, {path['poses']} poses; {away} m from the camera", highlight=False, soft_wrap=True)
@@ -200,7 +203,7 @@ def camera(
 
 @app.command()
 def evaluate(
-    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, base, prior or codec")] = "egox@champion",
+    adapter: Annotated[str, typer.Argument(help="name@alias, name@v3, base, prior or codec; default: the champion of the method")] = "",
     lake: Lake = "lake",
     profile: Profile = "local",
     set_: Set = None,
@@ -235,7 +238,7 @@ def nightly(
 def report(
     page: Annotated[Path | None, typer.Argument(help="HTML file to write; default: in the lake.")] = None,
     lake: Lake = "lake",
-    adapter: str = "egox@candidate",
+    adapter: Annotated[str, typer.Option(help="name@alias, name@v3 or base; default: the candidate, where one name is registered")] = "",
     tracking: Tracking = "",
     json_: Json = False,
 ) -> None:

@@ -44,7 +44,7 @@ def of_release(lake: Lake, name: str = "") -> dict:
 
 
 def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
-    """Where a clip went: every release that holds it, and every version of the adapter `name` that was trained on one of them."""
+    """Where a clip went: every release that holds it, and every version of the adapter `name` ("": of any) trained on one of them."""
     rows = lake.rows("clips", [clip_id])
     if not rows:
         raise ValueError(f"no clip {clip_id!r} in {lake.uri}: clips are named TAKE_UID.CAMERA.START, as `egomill release diff` writes them")
@@ -53,7 +53,8 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     holds = [r for r in standing if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]
     names = {r["name"] for r in holds}
     asked = clip["split"] == "train" and tracker.exists()
-    trained = [a for a in tracker.adapters(name) if a["tags"].get("release") in names] if asked else []
+    of = [name] if name else tracker.names() if asked else []
+    trained = [(n, a) for n in of for a in tracker.adapters(n) if a["tags"].get("release") in names] if asked else []
     derived = {}
     for table in RELEASED[2:]:
         derived[table] = list(dict.fromkeys(r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])))
@@ -62,5 +63,5 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
         "derived": derived,
         "failures": [f for f in lake.rows("failures", [clip_id]) if f],
         "releases": [r["name"] for r in holds],
-        "adapters": [{"spec": f"{name}@v{a['version']}", "release": a["tags"]["release"], "aliases": a["aliases"]} for a in trained],
+        "adapters": [{"spec": f"{n}@v{a['version']}", "release": a["tags"]["release"], "aliases": a["aliases"]} for n, a in trained],
     }

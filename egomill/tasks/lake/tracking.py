@@ -374,6 +374,13 @@ class Tracker:
             log.warning("%s of run %s was not deleted: %s", path, run_id, error)
         return path not in self.files(run_id)
 
+    def only(self) -> str:
+        """The name of the adapter where one alone is registered. ValueError where there is a choice, or none."""
+        names = self.names()
+        if len(names) != 1:
+            raise ValueError(f"which adapter? registered at {self.uri}: {', '.join(names) or 'none'}")
+        return names[0]
+
     def adapters(self, name: str) -> list[dict]:
         """Every version, oldest first: {version, run_id, tags, aliases}."""
         found = sorted(self.client.search_model_versions(f"name = {quoted(name)}"), key=lambda v: int(v.version))
