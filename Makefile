@@ -48,8 +48,14 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright & types=$$!; $(BIN)/pytest -q $(QUICK); tests=$$?; wait $$types && exit $$tests
 
+# What needs neither Ray nor servers runs on all cores at once, the rest one after the other: its time limits are those of a machine of its own.
+APART = tests/kernels tests/models tests/schemas tests/scenes tests/test_layering.py \
+	tests/tasks/keeping tests/tasks/media tests/tasks/networks tests/tasks/pages
+TESTS = $(BIN)/pytest -m "not slow and not gpu" --durations=20
+
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not slow and not gpu" --durations=20
+	apart=0; OMP_NUM_THREADS=1 $(TESTS) -n auto --maxprocesses=8 --dist loadfile $(APART) || apart=$$?; \
+	$(TESTS) $(addprefix --ignore=,$(APART)) && exit $$apart
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/pytest

@@ -58,7 +58,9 @@ def by_request(
     if adapter in REFERENCES:
         raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
     settings_ = Profile.load(profile, settings or [])
-    return in_the_wild.generate(settings_, *resolve(lake, adapter or champion(settings_), tracking), in_the_wild.Request(**request), out)
+    more = tuple(in_the_wild.View(**view) for view in request.get("more", ()))
+    asked = in_the_wild.Request(**{**request, "more": more})
+    return in_the_wild.generate(settings_, *resolve(lake, adapter or champion(settings_), tracking), asked, out)
 
 
 def score(run: Run, spec: str) -> None:

@@ -123,7 +123,12 @@ def generate(
     profile: Profile = "local",
     set_: Set = None,
     tracking: Tracking = "",
-    exo: Annotated[Path | None, typer.Option(help="Instead: this one video, of a fixed camera. Nothing enters the lake.")] = None,
+    exo: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead: this video of a fixed camera, or several of one moment, if the method takes them. Nothing enters the lake."
+        ),
+    ] = None,
     trajectory: Annotated[
         Path | None,
         typer.Option(
@@ -132,14 +137,19 @@ def generate(
         ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json and FILE.png beside it say what made it.")] = None,
-    fov: Annotated[float | None, typer.Option(help="Exo lens: horizontal field of view in degrees, without distortion.")] = None,
-    camera: Annotated[Path | None, typer.Option(help="Exo lens: JSON of a camera at the video's size; see `egomill camera`.")] = None,
+    fov: Annotated[list[float] | None, typer.Option(help="Exo lens: horizontal field of view in degrees, without distortion.")] = None,
+    camera: Annotated[
+        list[Path] | None,
+        typer.Option(help="Exo lens: JSON of a camera at the video's size; see `egomill camera`. One for each --exo, in order."),
+    ] = None,
     depth: Annotated[Path | None, typer.Option(help=".npz or folder of .npy; default: the network depth.monocular.")] = None,
     depth_focal: Annotated[
         float | None, typer.Option(help="Of a folder of z-depth: the focal length its network was told, over the lens' own; default 1.")
     ] = None,
     ego_camera: Annotated[Path | None, typer.Option(help="Ego lens, JSON; default: a typical Aria RGB's.")] = None,
-    exo_pose: Annotated[Path | None, typer.Option(help="T_world_exo, JSON, 4x4: the trajectory is in that world.")] = None,
+    exo_pose: Annotated[
+        list[Path] | None, typer.Option(help="T_world_exo, JSON, 4x4: the trajectory is in that world. One for each --exo, in order.")
+    ] = None,
     start: Annotated[float, typer.Option(help="Seconds into the video.")] = 0.0,
     prompt: Annotated[str, typer.Option(help="What happens; default: what a clip without words gets.")] = "",
     seed: Annotated[int | None, typer.Option(help="Default: the profile's.")] = None,
@@ -151,18 +161,28 @@ def generate(
 
     settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
     needed = {"trajectory": trajectory, "out": out_}
-    more = {"fov": fov, "camera": camera, "depth": depth, "depth_focal": depth_focal, "ego_camera": ego_camera, "exo_pose": exo_pose}
-    more |= {"start": start, "prompt": prompt}
-    if exo is None:
+    of_views: dict[str, list | None] = {"fov": fov, "camera": camera, "exo_pose": exo_pose}
+    more = {"depth": depth, "depth_focal": depth_focal, "ego_camera": ego_camera, "start": start, "prompt": prompt, **of_views}
+    if not exo:
         named = [name.replace("_", "-") for name, value in {**needed, **more}.items() if value not in (None, "", 0)]
         if named:
             raise ValueError(f"--{named[0]} goes with --exo, a video")
         return run_flow(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=settings, tracking=tracking)
     if trajectory is None or out_ is None:
         raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name, value in needed.items() if value is None)}")
-    answer = by_request(lake, adapter, {"exo": exo, "trajectory": trajectory, **more}, out_, profile, settings, tracking)
+    first, *others = _views(exo, of_views)
+    request = {**more, **dict.fromkeys(of_views), **first, "more": others, "trajectory": trajectory}
+    answer = by_request(lake, adapter, request, out_, profile, settings, tracking)
 
     reply(answer, json_, lambda: _show_request(answer, out_))
+
+
+def _views(exo: list[Path], told: dict[str, list | None]) -> list[dict]:
+    """What is told of each video, in order. ValueError where an option is not there once for each."""
+    for name, values in told.items():
+        if values and len(values) != len(exo):
+            raise ValueError(f"{len(exo)} videos (--exo) and {len(values)} of --{name.replace('_', '-')}: one for each video, in order")
+    return [{"exo": video, **{name: values[i] for name, values in told.items() if values}} for i, video in enumerate(exo)]
 
 
 def _show_request(answer: dict, to: Path) -> None:

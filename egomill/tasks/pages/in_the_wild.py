@@ -4,7 +4,8 @@ It is made by the stages' own workers, one after the other, in this process: no 
 forgotten from one. What a take has to be is asked of a request too, and since nobody curated it, more (tasks/pages/plausible.py).
 
 Frames: the path is T_exo_ego, the ego picture in the frame of the exo camera. Both frames are those of the pictures as they are shown: x
-right, y down, z forward, metres. For the Aria lens, whose sensor lies on its side, that is the upright picture and not the sensor, which
+right, y down, z forward, metres. Several views of the same moment, each with its `exo_pose`, go to methods that take several. For the Aria
+lens, whose sensor lies on its side, that is the upright picture and not the sensor, which
 poses of Ego-Exo4D and of Aria's tools refer to. With `exo_pose`, T_world_exo, the path is T_world_ego of that world instead. Times are
 seconds of the exo video, whose first frame is at 0: a frame's own, as the file tells them.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from egomill.kernels import quality
 from egomill.kernels.cameras import Camera, T_shown_sensor, aria_rgb
 from egomill.kernels.poses import from_rt, is_rigid
 from egomill.models.method import of
@@ -47,18 +49,31 @@ FOCAL = 0.2, 5.0
 SQUEEZED = 5e-3  # by which a video's shape may differ from its camera's: sides are whole pixels
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A fixed camera's video, its lens and where it stands."""
+
     exo: Path  # a video
-    trajectory: Path  # TUM: tasks/media/trajectory.py
     fov: float | None = None  # degrees across, of a picture without distortion; or
     camera: Path | None = None  # JSON of Camera at the video's size
+    exo_pose: Path | None = None  # JSON of T_world_exo, 4x4 or 3x4; of a single view: default the world itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(View):
+    """What is asked for: a view, `more` of the same moment frame by frame, and the head's path."""
+
+    trajectory: Path  # TUM: tasks/media/trajectory.py
+    more: tuple[View, ...] = ()
     depth: Path | None = None  # an .npz ("range") or a folder of .npy ("pinhole-z"), as in media/sidecar.py; else the profile's network
     depth_focal: float | None = None  # of z-depth: the focal length that its network was told, over the lens' own; None: the lens' own
     ego_camera: Path | None = None  # JSON of Camera of a square picture of any size; else a typical Aria RGB lens
-    exo_pose: Path | None = None  # JSON of T_world_exo, 4x4 or 3x4
     start: float = 0.0  # seconds
     prompt: str = ""  # "": what the profile makes of a clip that nobody described; an empty text is what guidance leads away from
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return (self, *self.more)
 
 
 def generate(profile: Profile, adapter: str, folder: str, request: Request, out: Path) -> dict:
@@ -103,11 +118,8 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         **json.loads(made["sampler"]),
         **({"prompt": rows["captions"]["text"], "prompt_source": rows["captions"]["source"]} if "captions" in rows else {}),
         "window": {name: clip[name] for name in ("clip_id", "start", "stride", "exo_crop")},
-        "cameras": {
-            "exo": views.exo_camera(clip).to_dict(),
-            "ego": views.ego_camera(clip).to_dict(),
-            "T_world_exo": unpack(clip["T_world_exo"]).tolist(),
-        },
+        "cameras": {**_camera_of(clip), "ego": views.ego_camera(clip).to_dict()},
+        **({"more_views": [_camera_of(view) for view in views.of(clip)[1:]]} if clip["more_views"] else {}),
         **_depth_of(rows),
         **({"coverage": rows["priors"]["coverage"]} if "priors" in rows else {}),
         "inputs": {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items() if name != "depth"},
@@ -125,12 +137,16 @@ def judged(profile: Profile, request: Request) -> tuple[dict[str, dict], dict]:
     """The rows of `clips` and, where the method asks for it, of `depth`, and what they were found to be: {"path", "checks", "warnings"}.
     ValueError on what cannot be."""
     clip, path = _told(asked, profile.clips, request, profile.ingest)
-    rows, found = {"clips": clip}, [plausible.of_path(clip), _told(plausible.of_camera, clip)]
+    rows, found = {"clips": clip}, [plausible.of_path(clip), *(_told(plausible.of_camera, view) for view in reversed(views.of(clip)))]
     if "depth" in of(profile).stages:
         rows["depth"] = _made(depth.stage(profile), rows, _warnings(found))
         found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
     checks = {name: value for measured, _ in found for name, value in measured.items()}
     return rows, {"path": path, "checks": checks, "warnings": _warnings(found)}
+
+
+def _camera_of(view: dict) -> dict:
+    return {"exo": views.exo_camera(view).to_dict(), "T_world_exo": unpack(view["T_world_exo"]).tolist(), "video": view["exo_video"]}
 
 
 def _depth_of(rows: dict[str, dict]) -> dict:
@@ -163,20 +179,25 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
     ego = aria_rgb(recipe.ego_size) if request.ego_camera is None else _camera(request.ego_camera)
     if ego.width != ego.height:
         raise ValueError(f"{request.ego_camera}: the ego picture is square, not {ego.width}x{ego.height}")
-    exo = {
-        "video": str(request.exo.absolute()),
-        "camera": _exo_lens(request, info).to_dict(),
-        "T_world_exo": np.eye(4).tolist() if request.exo_pose is None else _pose(request.exo_pose),
+    if len(request.views) > recipe.views:
+        raise ValueError(f"{len(request.views)} exo videos, and the profile takes {recipe.views} (clips.views)")
+    exos = {f"exo {i}" if i else "exo": _exo(view, request, info, int(frames[-1])) for i, view in enumerate(request.views)}
+    exos["exo"] |= {
         "depth": str(request.depth.absolute()) if request.depth else None,
         "depth_kind": ("pinhole-z" if request.depth.is_dir() else "range") if request.depth else None,
         "depth_focal": _depth_focal(request),
     }
     path = read_tum(request.trajectory)
     T_world_shown, along = plausible.at_frames(request.trajectory, path, info.times, frames, request.exo.name, settings)
-    check_reach(T_world_shown[:, :3, 3].numpy(), {request.exo.name: exo})
+    named = {f"{Path(exo['video']).name}{' ' + name if len(exos) > 1 else ''}": exo for name, exo in exos.items()}
+    check_reach(T_world_shown[:, :3, 3].numpy(), named)
     plausible.check_leaps(request.trajectory, path, float(info.times[frames[0]]), float(info.times[frames[-1]]), settings)
+    T_world_ego = T_world_shown @ T_shown_sensor(ego.turns)
+    seen = [exo_view(recipe, Path(exo["video"]).name, exo, {}) for exo in exos.values()]
+    seen.sort(key=lambda view: quality.azimuth(view.T_world_exo, T_world_ego[0], ego.turns))  # as in the clips of a lake
+    shas = [file_sha256(view.exo) for view in request.views]
     row = {
-        "clip_id": f"wild.{file_sha256(request.exo)[:16]}.{start:06d}",
+        "clip_id": f"wild.{(shas[0] if len(shas) == 1 else digest(*shas))[:16]}.{start:06d}",
         "root": "/",
         "start": start,
         "stride": stride,
@@ -184,14 +205,33 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "fps": info.fps / stride,
         "ego_video": "",
         "ego_camera": json.dumps(ego.rescale(recipe.ego_size, recipe.ego_size).to_dict()),
-        "T_world_ego": pack((T_world_shown @ T_shown_sensor(ego.turns)).numpy()),
+        "T_world_ego": pack(T_world_ego.numpy()),
         "task": "",
         "description": "",
-        **exo_view(recipe, request.exo.name, exo, {}).columns,
+        **seen[0].columns,
+        "more_views": [view.columns for view in seen[1:]] or None,
     }
     if request.depth:
         row["depth_files"] = _depth_files(request.depth, frames)
     return as_stored("clips", [row])[0], along
+
+
+def _exo(view: View, request: Request, first: video.VideoInfo, last: int) -> dict:
+    """A view as a take has it. ValueError where it is not seen frame by frame with the `first`, or nobody says where it stands."""
+    info = first if view is request else video.inspect(view.exo)
+    if abs(info.fps / first.fps - 1) > SQUEEZED or info.frames <= last:
+        told = f"{info.frames} frames at {info.fps:g} a second, {request.exo.name} {first.frames} at {first.fps:g}"
+        raise ValueError(f"{view.exo.name} has {told}: views show the same moment frame by frame, to frame {last} at least")
+    if view.exo_pose is None and request.more:
+        raise ValueError(f"{view.exo.name}: of several exo views each needs its T_world_exo (--exo-pose), all in one world")
+    return {
+        "video": str(view.exo.absolute()),
+        "camera": _exo_lens(view, info).to_dict(),
+        "T_world_exo": np.eye(4).tolist() if view.exo_pose is None else _pose(view.exo_pose),
+        "depth": None,
+        "depth_kind": None,
+        "depth_focal": 1.0,
+    }
 
 
 def camera_of(annotation: Path, cam: str, exo: Path | None = None) -> dict:
@@ -218,7 +258,7 @@ def _depth_focal(request: Request) -> float:
     return request.depth_focal
 
 
-def _exo_lens(request: Request, info: video.VideoInfo) -> Camera:
+def _exo_lens(request: View, info: video.VideoInfo) -> Camera:
     if (request.fov is None) == (request.camera is None):
         raise ValueError("the exo lens: either its horizontal field of view (--fov) or its camera (--camera) is asked for")
     if request.camera is not None:
@@ -266,6 +306,8 @@ def _with_depth(profile: Profile, request: Request) -> Profile:
 def _inputs(request: Request) -> dict[str, Path]:
     """The request's files and folders by their role. ValueError where one is not there."""
     named = {name: getattr(request, name) for name in ("exo", "trajectory", "camera", "depth", "ego_camera", "exo_pose")}
+    for number, view in enumerate(request.more, 2):
+        named |= {f"{name} {number}": getattr(view, name) for name in ("exo", "camera", "exo_pose")}
     given = {name: path for name, path in named.items() if path is not None}
     for name, path in given.items():
         if not (path.is_file() or (name == "depth" and path.is_dir())):

@@ -163,7 +163,7 @@ def test_a_video_a_path_a_field_of_view_and_a_network_are_enough(files, tmp_path
     network = test_estimators.tiny_depth_anything(tmp_path / "network", "metric")  # random: some wall, ten metres away
     (tmp_path / "path.txt").write_text("".join(f"{n / 10} 0.5 {n / 120} 2 0 0 0 1\n" for n in range(13)))
     profile = Profile.load("local", [f"depth.monocular={network}", "depth.height=64", "depth.max_head_scale=100"])
-    asked = in_the_wild.Request(files["exo"], tmp_path / "path.txt", fov=80.0, start=0.1, prompt="A person cooks.")
+    asked = in_the_wild.Request(exo=files["exo"], trajectory=tmp_path / "path.txt", fov=80.0, start=0.1, prompt="A person cooks.")
     record = in_the_wild.generate(profile, "base", "", asked, tmp_path / "ego.mp4")
     assert record["coverage"] > 0.1
     assert record["depth"]["monocular"]["name"] == network
