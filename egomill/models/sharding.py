@@ -23,7 +23,8 @@ def shard(net: nn.Module) -> None:
     parameters' own dtypes (autocast does the rest), so that sharded training computes what whole training does.
     """
     keep = MixedPrecisionPolicy()
-    for part in net.children():
+    parts = [one for part in net.children() for one in (part if isinstance(part, nn.ModuleList) else (part,))]  # a list is never called
+    for part in parts:
         for block in getattr(part, "blocks", ()):
             fully_shard(block, mp_policy=keep)
         fully_shard(part, mp_policy=keep)

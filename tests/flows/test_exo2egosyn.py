@@ -6,6 +6,7 @@ import torch
 
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
+from egomill.models.exo2egosyn import PHASES
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import unpack
 from egomill.tasks.lake.tables import Lake
@@ -18,7 +19,7 @@ from tests.tasks import tiny_lake
 
 SETTINGS = ["clips.hop=0.6", "clips.frames=5", "clips.unseen=0", "clips.exo_size=[64,64]", "clips.ego_size=64", "clips.min_overlap=0"]
 SETTINGS += ["exo2egosyn.align_width=32", "exo2egosyn.align_heads=2", "exo2egosyn.align_depth=1", "exo2egosyn.ray_width=8"]
-SETTINGS += ["train.steps=10", "train.rank=4", "train.batch=2", "train.workers=1", "train.checkpoint_every=5"]
+SETTINGS += ["train.steps=10", "train.rank=4", "train.batch=2", "train.workers=1", "train.checkpoint_every=2"]
 
 
 def test_from_takes_to_a_gated_adapter_and_a_report(tmp_path, ray_cluster):
@@ -45,6 +46,7 @@ def test_from_takes_to_a_gated_adapter_and_a_report(tmp_path, ray_cluster):
     assert all(weights[name].abs().sum() > 0 for name in moved)
     width = weights["rays.fuse.weight"].shape[0]
     assert not torch.equal(weights["rays.fuse.weight"][:, :width], torch.eye(width))
+    assert all(tracker.history(adapter.run_id, f"val_loss.{phase.name}") for phase in PHASES)
     metrics = {row["metric"] for row in lake.read("scores").to_pylist() if row["value"]}
     assert {"psnr.all", "psnr.first", "psnr.after"} <= metrics
     page = report.render(lake, tracker, "exo2egosyn@v1", tmp_path / "report.html").read_text()

@@ -210,8 +210,10 @@ def keep(work: Work, report: dict) -> None:
     plan = work.plan
     report = {**report, "skipped": work.skipped, "in_a_row": work.in_a_row}
     if len(work.held_out):
-        report["val_loss"] = validate(work)
-        work.book.add(work.done - 1, {"val_loss": report["val_loss"]})
+        report["val_loss"] = measured = validate(work)
+        phases = len(work.method.phases) > 1  # each has a loss of its own
+        own = {f"val_loss.{work.phase.name}": measured} if work.phase and phases else {}
+        work.book.add(work.done - 1, {"val_loss": measured, **own})
     work.book.flush(work.done == plan.profile.train.steps)
     parts, moments = adapters.state(work.net), whole_moments(work.optimiser, work.parameters)  # all workers: they gather
     with tempfile.TemporaryDirectory() as folder:
