@@ -17,7 +17,7 @@ normalised, float32.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -199,7 +199,7 @@ def sample(net: Net, batch: Batch, generators: Sequence[torch.Generator], settin
     told = torch.ones(b, dtype=torch.bool, device=device)
     passes = [prepare(net, batch, told, x[:, :, :1])]
     if settings.guidance > 1:
-        passes.append(prepare(net, batch, ~told, x[:, :, :1]))
+        passes.append(replace(passes[0], tokens=net.tokens(batch.exo, ~told)))
     caches: list[dict | None] = [{} if net.settings.keep_tokens else None for _ in passes]
     frame, start, refine = passes[0].frame, x[:, :, :1], net.settings.refine
     scheduler = make_scheduler(settings.scheduler, settings.shift)
@@ -213,7 +213,7 @@ def sample(net: Net, batch: Batch, generators: Sequence[torch.Generator], settin
         found = []
         for given, cache in zip(passes, caches, strict=True):
             net.attention.kept = cache
-            here = given if moving is None else Given(moving, None, None, given.tokens)
+            here = given if moving is None else replace(given, frame=moving, noise=None)
             whole = rest if frame is None else torch.cat([start, rest], dim=2)
             found.append(velocity(net, here, whole, sigma, level))
         predicted = found[0] if len(found) == 1 else found[1] + settings.guidance * (found[0] - found[1])
