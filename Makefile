@@ -48,14 +48,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright & types=$$!; $(BIN)/pytest -q $(QUICK); tests=$$?; wait $$types && exit $$tests
 
-# What needs neither Ray nor servers runs on all cores at once, the rest one after the other: its time limits are those of a machine of its own.
-APART = tests/kernels tests/models tests/schemas tests/scenes tests/test_layering.py \
-	tests/tasks/keeping tests/tasks/media tests/tasks/networks tests/tasks/pages
-TESTS = $(BIN)/pytest -m "not slow and not gpu" --durations=20
+# Two files of tests at a time, the longest first: half of the time is waiting. Each process has a Ray of its own.
+LONG = tests/tasks/training tests/flows tests/tasks/stages tests/tasks/lake
 
 test: $(VENV)/.installed-dev
-	apart=0; OMP_NUM_THREADS=1 $(TESTS) -n auto --maxprocesses=8 --dist loadfile $(APART) || apart=$$?; \
-	$(TESTS) $(addprefix --ignore=,$(APART)) && exit $$apart
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" --durations=20 -n 2 --dist loadfile --no-loadscope-reorder $(LONG) tests
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/pytest

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 
 from egomill.flows.steps import make
-from egomill.models.method import of
+from egomill.models.method import of, split
 from egomill.schemas.config import Profile
 from egomill.tasks.lake.runs import Run, recorded
 from egomill.tasks.lake.tables import Lake
@@ -24,7 +24,8 @@ REFERENCES = ("prior", "codec")  # not generated: the filled prior, and the trut
 
 @flow(name="generate", log_prints=True, validate_parameters=False)
 def generate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
-    """Generate with an adapter ("name@alias", "name@v3"; "": the method's champion) or with the un-tuned "base" for every held-out clip."""
+    """Generate with an adapter ("name@alias", "name@v3"; "": the method's champion), a variant of one ("name@v3+variant") or the un-tuned
+    "base" for every held-out clip."""
     settings_ = Profile.load(profile, settings or [])
     if adapter in REFERENCES:
         raise ValueError(f"{adapter!r} is a reference to compare with, and generates nothing")
@@ -41,14 +42,16 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
 
 @flow(name="evaluate", log_prints=True, validate_parameters=False)
 def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
-    """Score what an adapter, or "base", "prior", "codec", makes of every held-out clip. Returns the paired
-    comparison with what is scored of the filled prior, the codec and the base.
+    """Score what an adapter, a variant of one, or "base", "prior", "codec", makes of every held-out clip. Returns the paired comparison
+    with what is scored of the filled prior, the codec, the base and the adapter's variants.
     """
     settings_ = Profile.load(profile, settings or [])
     with recorded(Lake(lake), "evaluate", settings_, "egomill.flows.generate") as run:
+        method = of(settings_)
         spec, _ = resolve(run.lake.uri, adapter or champion(settings_), tracking)
         score(run, spec)
-        return gate.compare(run.lake, [*(a for a in (*of(settings_).references, "base") if a != spec), spec])
+        variants = [f"{split(spec)[0]}+{name}" for name in method.variants]
+        return gate.compare(run.lake, [*(a for a in (*method.references, "base", *variants) if a != spec), spec])
 
 
 def by_request(
@@ -58,6 +61,8 @@ def by_request(
     if adapter in REFERENCES:
         raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
     settings_ = Profile.load(profile, settings or [])
+    if of(settings_).varied(settings_, split(adapter)[1])[0].truth:
+        raise ValueError(f"{adapter} is given the true ego video, which a request does not have")
     more = tuple(in_the_wild.View(**view) for view in request.get("more", ()))
     asked = in_the_wild.Request(**{**request, "more": more})
     return in_the_wild.generate(settings_, *resolve(lake, adapter or champion(settings_), tracking), asked, out)
@@ -74,11 +79,15 @@ def champion(profile: Profile) -> str:
 
 
 def resolve(lake: str, adapter: str, tracking: str) -> tuple[str, str]:
-    """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"); the references have no files."""
+    """(the name that tables use, the folder of its files): "egox@champion" → ("egox@v3", "/…"), and so with a variant behind it; the
+    references have no files."""
+    adapter, variant = split(adapter)
     if adapter in ("base", *REFERENCES):
+        if variant:
+            raise ValueError(f"{adapter} is no adapter, and has no variants: leave out +{variant}")
         return adapter, ""
     tracker = Tracker.of(tracking, lake)
     if not tracker.exists():
         raise ValueError(f"no adapter {adapter!r}: nothing was ever registered at {tracker.uri}")
     found = tracker.resolve(adapter)
-    return found.spec, found.folder
+    return "+".join(filter(None, (found.spec, variant))), found.folder

@@ -9,7 +9,7 @@ from prefect import flow
 
 from egomill.flows.generate import HELD_OUT, score
 from egomill.flows.steps import do, link, make, meter, say
-from egomill.models.method import of
+from egomill.models.method import of, split
 from egomill.schemas.config import Profile
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.heartbeat import alive
@@ -47,18 +47,20 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
 
         champion = tracker.champion(candidate.name)
         others = {champion.spec: champion.folder} if champion and champion.spec != candidate.spec else {}
+        variants = {f"{candidate.spec}+{name}": variant for name, variant in method.variants.items()}
+        varied = {spec: candidate.folder for spec, variant in variants.items() if not variant.still}
         folders = {"base": "", **others, candidate.spec: candidate.folder}
         revision = bases.revision(settings_.model)
         held_out = selected(run.lake, settings_.clips, HELD_OUT)
-        for spec, folder in folders.items():
+        for spec, folder in (folders | varied).items():
             if folder and (misfit := adapters.misfit(adapters.describe(folder), settings_, revision)):
                 say(f"{spec} generates nothing more, and is compared by what it generated before: {misfit}", "yellow", logging.WARNING)
                 continue
-            make(run, generations.stage(settings_, spec, folder, partial(tracker.folder, spec)), keys=held_out)
-        for spec in (*folders, *method.references):
+            make(run, generations.stage(settings_, spec, folder, partial(tracker.folder, split(spec)[0])), keys=held_out)
+        for spec in (*folders, *variants, *method.references):
             score(run, spec)
 
-        comparison = gate.compare(run.lake, [*method.references, *folders])
+        comparison = gate.compare(run.lake, [*method.references, *variants, *folders])
         promoted, why = do("gate", gate.decide, run.lake, candidate, champion)
         if promoted:
             tracker.promote(candidate, why)

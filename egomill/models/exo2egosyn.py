@@ -28,7 +28,7 @@ from egomill.models.align import PATCH, Align
 from egomill.models.flow import TIMESTEPS, make_scheduler, set_steps, shifted
 from egomill.models.latents import decode_video, encode_video
 from egomill.models.layout import Layout
-from egomill.models.method import Method, Phase
+from egomill.models.method import Method, Phase, Variant
 from egomill.schemas.config import Generate, Profile
 
 FOLDS = 2
@@ -291,10 +291,15 @@ METHOD = Method(
     shown=("ego",),
     section="exo2egosyn",
     follows=tuple(f"exo2egosyn.{name}" for name in FOLLOWS),
+    told=("fold",),
     tied=("exo2egosyn.metres", "clips.views"),
     phases=PHASES,
     given_frames=1,
     references=("codec",),
+    variants={
+        "first-frame-repeated": Variant(still=True),
+        "true-first-frame": Variant({"exo2egosyn.frame": "truth", "exo2egosyn.refine": 0.0}, truth=True),
+    },
     tokens=tokens,
     blank=blank,
 )

@@ -41,6 +41,15 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What an adapter would make otherwise than it is used: it stands beside it in scores and reports, as `adapter+name` (see `split`)."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)  # section.name: value, in place of the profile's
+    truth: bool = False  # it is given the true ego video, which generation is not: a ceiling
+    still: bool = False  # nothing is generated: the first frame of what the adapter made, repeated
+
+
+@dataclass(frozen=True)
 class Method:
     """A method's own part.
 
@@ -62,10 +71,12 @@ class Method:
     shown: tuple[str, ...] = ()  # latents of a sample that are pictures
     follows: tuple[str, ...] = ()  # settings, section.name, in which generation follows the adapter's training
     section: str = ""  # of the profile, of settings that are the method's own
+    told: tuple[str, ...] = ()  # names of latents of one number each, that lineage says of every clip
     tied: tuple[str, ...] = ()  # settings that made the rows of the tables: release, adapter and profile agree in them
     phases: tuple[Phase, ...] = field(default=(Phase(),))
     given_frames: int = 0  # that a video starts with and another net made: scored apart from the rest
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
+    variants: Mapping[str, Variant] = field(default_factory=dict)  # by name, of letters and hyphens
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
     blank: Callable[[Profile, Layout, Any], Batch] | None = None  # a batch of zeros, of the base's configuration: sizes are counted on it
 
@@ -84,10 +95,14 @@ class Method:
 
     def following(self, profile: Profile, about: Mapping[str, Any]) -> Profile:
         """The profile, with what `follows` an adapter as its description says."""
-        for name in self.follows:
-            section, _, leaf = name.partition(".")
-            profile = profile.model_copy(update={section: getattr(profile, section).model_copy(update={leaf: about[leaf]})})
-        return profile
+        return _changed(profile, {name: about[_leaf(name)] for name in self.follows})
+
+    def varied(self, profile: Profile, name: str) -> tuple[Variant, Profile]:
+        """A variant, and the profile as it has it; "" is the adapter as it is used. ValueError where the method has no such variant."""
+        if name and name not in self.variants:
+            raise ValueError(f"method {self.name} has no variant {name!r}; known: {', '.join(self.variants) or 'none'}")
+        variant = self.variants[name] if name else Variant()
+        return variant, _changed(profile, variant.settings)
 
     def apart(self, profile: Profile, other: Mapping[str, Any]) -> str:
         """Why rows or an adapter of `other` (a profile's dump, an adapter's description) do not go with the profile; "" where they do."""
@@ -125,6 +140,19 @@ def named(name: str) -> Method:
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         raise ValueError(f"train.method is {name!r}, and there is no module {module} with a METHOD; {hint}")
     return found
+
+
+def split(adapter: str) -> tuple[str, str]:
+    """An adapter's name in tables to (the adapter, the variant of it): "egox@v3" → ("egox@v3", "")."""
+    spec, _, variant = adapter.partition("+")
+    return spec, variant
+
+
+def _changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
+    for name, value in settings.items():
+        section, _, leaf = name.partition(".")
+        profile = profile.model_copy(update={section: getattr(profile, section).model_copy(update={leaf: value})})
+    return profile
 
 
 def _leaf(name: str) -> str:

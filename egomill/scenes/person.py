@@ -43,8 +43,9 @@ class Posture:
     gaze: np.ndarray  # [3]
 
 
-def body(look: Look, posture: Posture) -> tuple[Solids, np.ndarray, np.ndarray]:
-    """The person's solids, which of them belong to the head (bool [P]; not seen by the head camera), and T_world_eye [4, 4].
+def body(look: Look, posture: Posture) -> tuple[Solids, np.ndarray, np.ndarray, np.ndarray]:
+    """The person's solids, which of them belong to the head (bool [P]; not seen by the head camera), T_world_eye [4, 4], and the hands'
+    joints [2, 21, 3] in the world, left and right (their order: kernels/hands.py).
 
     The eye frame is the head camera's in portrait orientation: x right, y down, z forward.
     """
@@ -65,7 +66,7 @@ def body(look: Look, posture: Posture) -> tuple[Solids, np.ndarray, np.ndarray]:
     shoulder = neck - 0.075 * s * spine
     out.limb(shoulder - 0.14 * s * right, shoulder + 0.14 * s * right, 0.068 * s, look.shirt)
     _legs(out, look, posture, pelvis, foot, right, front)
-    for side, sign in ((0, -1.0), (1, 1.0)):
+    hands = [
         _arm(
             out,
             look,
@@ -77,10 +78,12 @@ def body(look: Look, posture: Posture) -> tuple[Solids, np.ndarray, np.ndarray]:
             right,
             front,
         )
+        for side, sign in ((0, -1.0), (1, 1.0))
+    ]
     first_head = len(out.rows)
     eye = _head(out, look, neck, front, posture.gaze)
     solids = out.build()
-    return solids, np.arange(len(solids)) >= first_head, eye
+    return solids, np.arange(len(solids)) >= first_head, eye, np.stack(hands)
 
 
 def bend(a: np.ndarray, b: np.ndarray, upper: float, lower: float, hint: np.ndarray) -> np.ndarray:
@@ -111,7 +114,9 @@ def _legs(out: Builder, look: Look, posture: Posture, pelvis: np.ndarray, foot: 
         out.limb(ankle - 0.035 * UP - 0.03 * front, toe, 0.045, look.shoes)
 
 
-def _arm(out: Builder, look: Look, shoulder, grip, radius: float, curl: float, sign: float, right, front) -> None:
+def _arm(out: Builder, look: Look, shoulder, grip, radius: float, curl: float, sign: float, right, front) -> np.ndarray:
+    """Builds an arm; returns the joints of its hand [21, 3]. Fingers bend in one place less than real ones: the joint before the tip lies
+    in the middle of the last bone, as does the thumb's second."""
     s = look.stature
     reach = grip - shoulder
     flat = reach - (reach @ UP) * UP
@@ -135,6 +140,7 @@ def _arm(out: Builder, look: Look, shoulder, grip, radius: float, curl: float, s
     out.limb(elbow + 0.3 * (wrist - elbow), wrist, 0.031 * s, look.skin)
     turn = np.stack((thumb_side, np.cross(fingers, thumb_side), fingers), 1)
     out.ball(palm - 0.008 * fingers, (0.043, 0.021, 0.058), look.skin, turn)
+    fingers_joints = []
     for k, length in enumerate((0.88, 1.0, 0.95, 0.76)):
         knuckle = palm + 0.036 * fingers + (0.03 - 0.02 * k) * thumb_side + 0.002 * palm_side
         one, two = 0.25 + 0.9 * curl, 0.7 + 1.7 * curl
@@ -142,10 +148,13 @@ def _arm(out: Builder, look: Look, shoulder, grip, radius: float, curl: float, s
         b = a + 0.04 * length * (np.cos(two) * fingers + np.sin(two) * palm_side)
         out.limb(knuckle, a, 0.0105, look.skin)
         out.limb(a, b, 0.0092, look.skin)
+        fingers_joints += [knuckle, a, (a + b) / 2, b]
     root = palm - 0.02 * fingers + 0.03 * thumb_side + 0.008 * palm_side
     joint = root + 0.035 * (0.6 * fingers + 0.45 * thumb_side + (0.3 + 0.4 * curl) * palm_side)
     out.limb(root, joint, 0.0135, look.skin)
-    out.limb(joint, joint + 0.034 * (0.75 * fingers + 0.1 * thumb_side + (0.3 + 0.6 * curl) * palm_side), 0.011, look.skin)
+    tip = joint + 0.034 * (0.75 * fingers + 0.1 * thumb_side + (0.3 + 0.6 * curl) * palm_side)
+    out.limb(joint, tip, 0.011, look.skin)
+    return np.stack([wrist, root, (root + joint) / 2, joint, tip, *fingers_joints])
 
 
 def _head(out: Builder, look: Look, neck, front, gaze) -> np.ndarray:

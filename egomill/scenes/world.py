@@ -31,6 +31,7 @@ class Moment:
     head: np.ndarray  # bool [P]: parts of the head, which the head camera does not see
     decals: tuple[Decal, ...]
     T_world_ego: np.ndarray  # [4, 4] head camera, landscape sensor frame, OpenCV axes
+    joints: np.ndarray  # [2, 21, 3] of the hands, left and right, in the world
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Scene:
             curl,
             origin + R @ self.plan.gaze.at(t),
         )
-        person, head, eye = body(self.look, posture)
+        person, head, eye, joints = body(self.look, posture)
         solids = person
         for solid, track, r in zip(self.items, self.plan.items, self.radii, strict=True):
             if solid is not None:
@@ -87,7 +88,7 @@ class Scene:
             head = np.concatenate([head, np.zeros(len(solids) - len(head), bool)])
         T = eye.copy()
         T[:3, :3] = eye[:3, :3] @ R_SHOWN_SENSOR
-        return Moment(solids, head, tuple(decals), T)
+        return Moment(solids, head, tuple(decals), T, joints)
 
 
 def _contact(foot: np.ndarray, radius: float, height: float) -> Decal:

@@ -15,7 +15,7 @@ from egomill.kernels.poses import transform
 from egomill.kernels.prior import render_prior
 from egomill.schemas.fingerprint import content_of
 from egomill.schemas.outcome import Rejected
-from egomill.schemas.tables import NO_CONTENT, as_stored
+from egomill.schemas.tables import NO_CONTENT, as_stored, silent
 from egomill.schemas.tensors import pack, pack_depth
 from egomill.tasks.lake.rows import finished, handed, read_rows
 from egomill.tasks.lake.stage import Stage
@@ -117,6 +117,14 @@ def build(lake: Lake, clips: int = 4, takes: int = 2, held_out: int = 2, source:
     return ids
 
 
+def square(lake: Lake, keys: list[str]) -> None:
+    """Cut the exo views of clips to the middle, as wide as the ego view is."""
+    edge = (EXO.width - EXO.height) // 2
+    cut = {"exo_camera": json.dumps(EXO.crop(edge, 0, EXO.height, EXO.height).to_dict()), "exo_crop": [edge, 0, EXO.height, EXO.height]}
+    rows = [{**row, **cut} for row in lake.rows("clips", keys)]
+    lake.upsert("clips", [{**row, "content": content_of(row, silent("clips", row))} for row in rows])
+
+
 def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
     """A stage's worker without Ray, and its rows into the lake."""
     worker, made = stage.worker(), []
@@ -132,23 +140,44 @@ def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:
 def base(folder: Path, seed: int = 0) -> Path:
     """A base of stock classes in the diffusers layout with random weights, a few hundred kilobytes."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-    from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
     from egomill.models.codec import CELL, PatchCodec
 
     torch.manual_seed(seed)
     codec = PatchCodec(layers=0)
     codec.fit(torch.nn.functional.interpolate(torch.randn(2000, 3, 3), CELL // 3, mode="linear").movedim(1, -1).flatten(1))
-    size = {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2}
+    transformer = WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=36, out_channels=16, **TRANSFORMER)
+    return _written(folder, {"transformer": transformer, "vae": codec, "scheduler": FlowMatchEulerDiscreteScheduler()}, {})
+
+
+def wan22(folder: Path, seed: int = 0) -> Path:
+    """Wan 2.2 TI2V-5B's classes, layout and configuration, as its release has them, with random weights: 48 channels, cells of 4×16×16."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+
+    torch.manual_seed(seed)
+    codec = AutoencoderKLWan(
+        base_dim=8, decoder_base_dim=8, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=1, is_residual=True, patch_size=2,
+        in_channels=12, out_channels=12, scale_factor_spatial=16, scale_factor_temporal=4, latents_mean=[0.1] * 48, latents_std=[0.5] * 48,
+    )  # fmt: skip
     parts = {
-        "transformer": WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=36, out_channels=16, **size),
+        "transformer": WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=48, out_channels=48, **TRANSFORMER),
         "vae": codec,
-        "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
-        "tokenizer": ByT5Tokenizer(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
     }
-    index = {}
-    for name, part in parts.items():
+    told = {"_class_name": "WanPipeline", "boundary_ratio": None, "expand_timesteps": True, "transformer_2": [None, None]}
+    return _written(folder, parts, told)
+
+
+TRANSFORMER: dict = {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2}
+
+
+def _written(folder: Path, parts: dict, told: dict) -> Path:
+    """A base in the diffusers layout, with a text encoder beside its parts."""
+    from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    index = dict(told)
+    for name, part in {**parts, "text_encoder": encoder, "tokenizer": ByT5Tokenizer()}.items():
         part.save_pretrained(folder / name)
         index[name] = ["transformers" if name in ("text_encoder", "tokenizer") else "diffusers", type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from egomill.models.method import split
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
 from egomill.schemas.tables import KEYS, TABLES, take_of
@@ -119,7 +120,8 @@ def forget(lake: Lake, tracker: Tracker | None, take: Take, run_id: str) -> dict
     marked = _taint(tracker, told["releases"], name) if tracker else _Marked([], [], [])
     told["adapters"] = list({a["spec"]: a for a in (*told["adapters"], *marked.adapters)}.values())
     tainted = [a["spec"] for a in told["adapters"] if a["trained"]]
-    told["generations"] = dict(Counter(lake.read("generations", ["adapter"], one_of("adapter", tainted))["adapter"].to_pylist()))
+    made = Counter(split(adapter)[0] for adapter in lake.read("generations", ["adapter"])["adapter"].to_pylist())
+    told["generations"] = {spec: made[spec] for spec in tainted if made[spec]}
     keep()
 
     counts = _delete(lake, take)

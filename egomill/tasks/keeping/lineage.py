@@ -5,9 +5,13 @@ adapter → release → table versions → clips → takes → file digests, and
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import defaultdict
+from collections.abc import Iterable
 
 from egomill.schemas.tables import RELEASED
+from egomill.schemas.tensors import unpack
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.tables import Lake, one_of
 from egomill.tasks.lake.tracking import Tracker
@@ -27,7 +31,9 @@ def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
 
 
 def of_release(lake: Lake, name: str = "") -> dict:
-    """A release's tables, clips and takes with their files' digests, all at the versions that the release pins."""
+    """A release's tables, clips and takes with their files' digests, all at the versions that the release pins. A clip says what its method
+    has it say: of Exo2EgoSyn, its fold.
+    """
     release = releases.get(lake, name, withdrawn=bool(name))
     told = {k: release[k] for k in ("name", "created", "run_id", "tables", "checks", "withdrawn", "why")}
     if release["withdrawn"]:  # its data is gone
@@ -36,11 +42,24 @@ def of_release(lake: Lake, name: str = "") -> dict:
     used = lake.read("latents", ["clip_id"], version=at["latents"])["clip_id"].to_pylist()
     clips = lake.rows("clips", set(used), ["clip_id", "take_uid", "exo_cam", "start", "split", "fingerprint"], at["clips"])
     takes = lake.rows("takes", {c["take_uid"] for c in clips}, ["take_uid", "take_name", "layout", "files"], at["takes"])
+    said = _told(lake, release, used)
     return {
         "release": told,
-        "clips": sorted(clips, key=lambda c: c["clip_id"]),
+        "clips": [{**c, **said[c["clip_id"]]} for c in sorted(clips, key=lambda c: c["clip_id"])],
         "takes": [{**t, "files": {path: f["sha256"] for path, f in json.loads(t["files"]).items()}} for t in takes],
     }
+
+
+def _told(lake: Lake, release: dict, clips: Iterable[str]) -> dict[str, dict[str, int | float]]:
+    """By clip, the numbers that the release's method has lineage say."""
+    from egomill.models import method  # takes torch along
+
+    found: dict[str, dict[str, int | float]] = defaultdict(dict)
+    with contextlib.suppress(ValueError):  # a method that is not on the path is asked nothing
+        if names := method.named(release["profile"]["train"]["method"]).told:
+            for row in lake.rows("latents", clips, ["clip_id", "name", "tensor"], release["tables"]["latents"], one_of("name", names)):
+                found[row["clip_id"]][row["name"]] = unpack(row["tensor"]).item()
+    return found
 
 
 def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from egomill.models.method import split
 from egomill.schemas.outcome import REASONS
 from egomill.schemas.tensors import unpack_depth
 from egomill.schemas.text import plain
@@ -52,12 +53,14 @@ def render(
     if run is None:
         raise ValueError(f"no run {run_id!r} in {lake.uri}" if run_id else f"no run in {lake.uri} yet")
     spec = _spec(lake, tracker, adapter)
-    shown = [name for name in ("prior", "codec", "base", spec) if name]
-    comparison = gate.compare(lake, list(dict.fromkeys(shown)), pairs=_pairs(spec))
+    scored = set(lake.read("scores", ["adapter"])["adapter"].to_pylist())
+    variants = {name: split(name)[1].replace("-", " ") for name in sorted(scored) if spec and name.startswith(f"{spec}+")}
+    shown = [name for name in ("prior", "codec", "base", *variants, spec) if name]
+    comparison = gate.compare(lake, list(dict.fromkeys(shown)), pairs=_pairs(spec, variants))
     held_out, hidden = _held_out(lake, shown, clips)
     failures = sorted(lake.read("failures").to_pylist(), key=lambda f: (f["stage"], f["key"]))
     metrics = [_metric(key) for key in _metric_keys(comparison)]
-    names = {**gate.REFERENCES, spec: spec if spec != "base" else gate.REFERENCES["base"]}
+    names = {**gate.REFERENCES, **variants, spec: spec if spec != "base" else gate.REFERENCES["base"]}
     drawn = []
     for row in held_out:
         drawn.append(_clip(lake, row, shown, names))
@@ -123,12 +126,14 @@ def _spec(lake: Lake, tracker: Tracker | None, adapter: str) -> str:
             raise ValueError(f"to find adapter {adapter!r} a tracker is needed")
         return tracker.find(adapter).spec
     made = lake.read("generations", ["adapter"])["adapter"].to_pylist()
-    trained = sorted({a for a in made if a != "base"}, key=lambda a: int(a.rpartition("@v")[2]))
+    trained = sorted({split(a)[0] for a in made if a != "base"}, key=lambda a: int(a.rpartition("@v")[2]))
     return "base" if adapter == "base" or (made and not trained) else trained[-1] if trained else ""
 
 
-def _pairs(spec: str) -> list[tuple[str, str]]:
-    return [] if not spec else [(spec, "prior")] if spec == "base" else [(spec, "base"), (spec, "prior"), ("base", "prior")]
+def _pairs(spec: str, variants: Iterable[str]) -> list[tuple[str, str]]:
+    if spec in ("", "base"):
+        return [(spec, "prior")] if spec else []
+    return [(spec, "base"), (spec, "prior"), ("base", "prior"), *((spec, variant) for variant in variants)]
 
 
 def _held_out(lake: Lake, shown: list[str], limit: int) -> tuple[list[dict], int]:
@@ -208,10 +213,10 @@ def _metric(key: str) -> dict:
 
 
 def _best(comparison: dict) -> dict[str, str]:
-    """Who stands out by metric: the best mean, the codec's ceiling left out (it has seen the truth)."""
+    """Who stands out by metric: the best mean, the codec and variants of the adapter left out (they may have seen the truth)."""
     best = {}
     for metric in _metric_keys(comparison):
-        means = {a: v[metric]["mean"] for a, v in comparison["means"].items() if metric in v and a != "codec"}
+        means = {a: v[metric]["mean"] for a, v in comparison["means"].items() if metric in v and a != "codec" and not split(a)[1]}
         best[metric] = (min if metric.split(".")[0] in LOWER else max)(means, key=lambda a: means[a]) if means else ""
     return best
 

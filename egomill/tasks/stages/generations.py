@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from egomill.models.latents import to_frames
-from egomill.models.method import of
+from egomill.models.method import Names, of, split
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Rejected
@@ -26,7 +26,8 @@ from egomill.tasks.training import adapters, samples
 
 
 def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], str] | None = None) -> Stage:
-    """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training.
+    """Videos by `adapter`, whose files lie in `folder`; "base" has none. How it is conditioned is as in its training; a variant of it
+    ("exo2egosyn@v1+true-first-frame") is conditioned as the method says.
 
     `fetch` brings the files to a machine that has no such folder, and says where they lie there. ValueError where the adapter is for
     another base or method, or for other rows.
@@ -38,12 +39,16 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
         if why := adapters.misfit(about, profile, revision):
             raise ValueError(f"adapter {adapter} cannot be used here: {why}")
         profile = method.following(profile, about)
+    variant, profile = method.varied(profile, split(adapter)[1])
+    if variant.still:
+        raise ValueError(f"{adapter} is scored from what {split(adapter)[0]} made, and generates nothing")
+    reads = method.reads if variant.truth else method.given
     sampler = profile.generate.model_dump(exclude={"baseline"})
     return Stage(
         name="generations",
-        reads={**method.given, "clips": ("fps",)},
+        reads={**reads, "clips": ("fps",)},
         config={**method.followed(profile), "sampler": sampler},
-        worker=partial(Generator, profile, folder, fetch),
+        worker=partial(Generator, profile, folder, fetch, reads),
         weights=revision + (adapters.sha256(folder) if folder else ""),
         constants={"adapter": adapter},
         where=f"model = '{revision}'",
@@ -59,10 +64,10 @@ def seed_of(seed: int, clip_id: str) -> int:
 class Generator:
     """Holds base and adapter; a clip's rows in, its ego video out."""
 
-    def __init__(self, profile: Profile, folder: str, fetch: Callable[[], str] | None = None) -> None:
+    def __init__(self, profile: Profile, folder: str, fetch: Callable[[], str] | None, reads: Names) -> None:
         if folder and fetch and not Path(folder).is_dir():
             folder = fetch()
-        self.profile, self.method = profile, of(profile)
+        self.profile, self.method, self.reads = profile, of(profile), reads
         guided = self.method.guided if profile.generate.guidance > 1 else ()
         self.parts = bases.load(profile.model, *self.method.parts, "vae", *guided)
         self.net = self.method.build(self.parts, profile).to(self.parts.vae.device)
@@ -73,7 +78,7 @@ class Generator:
     def __call__(self, row: dict) -> dict | Rejected:
         started = time.monotonic()
         clip, device, sampler = row["clips"], self.parts.vae.device, self.profile.generate
-        columns = {name: tensor[None] for name, tensor in samples.tensors(self.method.given, row).items()}
+        columns = {name: tensor[None] for name, tensor in samples.tensors(self.reads, row).items()}
         seed = seed_of(sampler.seed, clip["clip_id"])
         batch = self.method.batch(columns, self.profile, device)
         latent = self.method.sample(self.net, batch, [torch.Generator().manual_seed(seed)], sampler)[0]

@@ -6,7 +6,8 @@ through the ego lens and widened a little. That region is made of the input alon
 given its first frames they are scored apart, as `first`, and those that follow as `after`.
 
 Beside adapters two references are scored under the same names: "prior", the push-pull filled prior itself, and "codec", the truth after
-encoding and decoding, above which no model of this codec can come.
+encoding and decoding, above which no model of this codec can come. Variants of an adapter (models/method.py) are scored as
+"egox@v3+NAME"; that which repeats the first frame is made here.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from egomill.kernels.footprint import depth_edges, sample_extent
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
 from egomill.models.latents import to_frames
-from egomill.models.method import of
+from egomill.models.method import of, split
 from egomill.schemas.config import Profile
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.tasks.lake.stage import Stage
+from egomill.tasks.lake.tables import one_of
 from egomill.tasks.media import video, views
 from egomill.tasks.networks import bases, perceptual
 
@@ -40,7 +42,7 @@ REACH = 1 / 24  # of the ego picture's width: how far around its splatted pixels
 
 
 def stage(profile: Profile, adapter: str) -> Stage:
-    """Scores of `adapter`: a spec like "egox@v3", "base", or one of the method's references, "prior" and "codec".
+    """Scores of `adapter`: a spec like "egox@v3", a variant of one, "base", or one of the method's references, "prior" and "codec".
 
     What the method's stages do not make is not read, and its region is left out: `hole` is of priors, `moved` of depth.
     """
@@ -53,7 +55,8 @@ def stage(profile: Profile, adapter: str) -> Stage:
         codec = bases.revision(profile.model)
         first, where = {"latents": ("ego",)}, f"model = '{codec}'"
     elif adapter != "prior":
-        first, where = {"generations": ("video",)}, f"adapter = '{adapter}'"
+        spec, name = split(adapter)
+        first, where = {"generations": ("video",)}, one_of("adapter", [spec if method.varied(profile, name)[0].still else adapter])
     return Stage(
         name="scores",
         reads=first | inputs,
@@ -69,7 +72,8 @@ class Scorer:
     """A clip in, its rows out, one a metric."""
 
     def __init__(self, profile: Profile, adapter: str) -> None:
-        self.adapter, self.given = adapter, of(profile).given_frames
+        method = of(profile)
+        self.adapter, self.given, self.still = adapter, method.given_frames, method.varied(profile, split(adapter)[1])[0].still
         self.measures, self.missing = perceptual.load(profile.evaluate)
         self.parts = bases.load(profile.model, "vae") if adapter == "codec" else None
 
@@ -110,7 +114,8 @@ class Scorer:
             return filled
         if self.parts is not None:
             return to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
-        return video.decode(row["generations"]["video"])
+        made = video.decode(row["generations"]["video"])
+        return np.repeat(made[:1], len(made), axis=0) if self.still else made
 
 
 def moved(clip: dict, depth: np.ndarray, static: np.ndarray, ego: Camera) -> Tensor:

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from egomill.kernels.cameras import Camera
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import unpack
 from egomill.tasks.media import views
 from egomill.tasks.media.sources import discover
-from egomill.tasks.stages import captions, clips, takes
+from egomill.tasks.stages import captions, clips, takes, view_latents
 
 torch.set_num_threads(1)
 PROFILE = Profile.load("local", ["clips.exo_cameras=1", "clips.hop=3.0"])
@@ -62,6 +63,45 @@ def test_the_take_separator_is_skipped(release):
     assert covered[0] == 0
     assert all(start < 9 or start > 580 for start in covered)  # it comes back at the end
     assert max(covered) > 580
+
+
+def test_rays_of_four_views_lead_to_what_the_annotation_says_is_there(real_data, release):
+    """The exo cameras themselves are known points: where the ego view shows one, the ray of that pixel leads to it, as seen from each."""
+    (file,) = (real_data / "egoexo4d" / "annotations").rglob("*.json")
+    said = json.loads(file.read_text())
+    profile = Profile.load("local-exo2egosyn", ["clips.hop=3.0"])
+    rows = clips.stage(profile).worker()({"takes": release})
+    whole = [row for row in rows if row["chosen"] and len(views.of(row)) == 4]
+    assert whole
+    worker, checked = view_latents.stage(profile).worker(), 0
+    for row in whole[:3]:
+        made = {r["name"]: torch.from_numpy(unpack(r["tensor"]).copy()) for r in worker({"clips": row})}
+        assert made["exo"].shape == (4, 16, 3, 16, 16)
+        assert made["seen"].all()
+        maps = made["rays"][:-1].float().unflatten(0, (4, 4, 6))  # view, frame of the latent frame, line
+        disc = torch.from_numpy(views.ego_disc(row)).float()[None, None]
+        cells = -functional.max_pool2d(-disc, 8)  # wholly within the lens: others stand for a part of themselves
+        camera = views.ego_camera(row)
+        T_exo_world = [torch.tensor(said[view["exo_cam"]]["camera_extrinsics"]) for view in views.of(row)]
+        for number, frame in enumerate(views.frame_numbers(row)):
+            T_ego_world = torch.tensor(said["aria01"]["camera_extrinsics"][str(frame)])
+            origin = -T_ego_world[:, :3].T @ T_ego_world[:, 3]
+            latent, place = ((number - 1) // 4 + 1, (number - 1) % 4) if number else (0, 0)
+            for T in T_exo_world:
+                point = -T[:, :3].T @ T[:, 3]
+                pixel, seen = camera.project((T_ego_world[:, :3] @ point + T_ego_world[:, 3])[None])
+                at = ((pixel[0] - 3.5) / 8 / 7.5 - 1)[None, None, None]  # in cells, from centre to centre
+                if not seen[0] or functional.grid_sample(cells, at, align_corners=True) < 0.999:
+                    continue
+                for v, T_v in enumerate(T_exo_world):
+                    line = functional.grid_sample(maps[v, place, :, latent][None], at, align_corners=True)
+                    moment, direction = line[0, :, 0, 0].split(3)
+                    o, p = (T_v[:, :3] @ x + T_v[:, 3] for x in (origin, point))
+                    wanted = functional.normalize(p - o, dim=0)
+                    assert torch.linalg.vector_norm(functional.normalize(direction, dim=0) - wanted) < 0.01, (number, v)
+                    assert torch.linalg.vector_norm(moment - torch.linalg.cross(o, wanted)) < 0.01 * (1 + torch.linalg.vector_norm(o))
+                    checked += 1
+    assert checked >= 16
 
 
 def test_the_egox_examples(real_data):

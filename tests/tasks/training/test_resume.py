@@ -16,27 +16,35 @@ from egomill.schemas.config import Profile
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.tracking import Tracker
-from egomill.tasks.stages import latents
+from egomill.tasks.stages import latents, view_latents
 from tests.tasks import tiny_lake
 from tests.tasks.tiny_lake import run_here
 
-STEPS = 60
+STEPS = 80  # Exo2EgoSyn's phases begin at 0, 24 and 56
 SETTINGS = [f"train.steps={STEPS}", "train.rank=4", "train.batch=1", "train.workers=2", "train.checkpoint_every=5", "train.accumulate=2"]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
+SQUARE = ["clips.exo_size=[64,64]", "clips.ego_size=64", "clips.frames=5", "clips.views=2"]
+SQUARE += ["exo2egosyn.align_width=32", "exo2egosyn.align_heads=2", "exo2egosyn.align_depth=1", "exo2egosyn.ray_width=8"]
+MADE = {"local": (latents, SETTINGS), "local-exo2egosyn": (view_latents, [*SETTINGS, *SQUARE])}
+
+
+@pytest.fixture(scope="module", params=list(MADE))
+def built(request, tmp_path_factory):
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     keys = tiny_lake.build(lake, clips=5, takes=3, held_out=1)
     base = tiny_lake.base(tmp_path_factory.mktemp("base"))
-    profile = Profile.load("local", [*SETTINGS, f"model.base='{base}'"])
-    run_here(lake, latents.stage(profile), keys)
+    stages, settings = MADE[request.param]
+    if settings != SETTINGS:
+        tiny_lake.square(lake, keys)
+    profile = Profile.load(request.param, [*settings, f"model.base='{base}'"])
+    run_here(lake, stages.stage(profile), keys)
     releases.publish(lake, "run", profile, "r1")
-    return lake.uri, str(base)
+    return lake.uri, str(base), request.param
 
 
-def start(lake: str, base: str, settings: list[str] = SETTINGS) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, *settings]
+def start(lake: str, base: str, profile: str) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, profile, *MADE[profile][1]]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -66,13 +74,13 @@ def checkpoints(lake: str) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_random_and_resumed_the_adapter_is_the_same_to_the_byte(built, tmp_path):
-    lake, base = built
+    lake, base, profile = built
     # The lake's place is part of no row, so a copy is the same data; sources are not read in training.
     shutil.copytree(lake, tmp_path / "killed")
     killed = str(tmp_path / "killed")
     rng = random.Random(5)
-    for kill, least in (("driver", 5), ("worker", 20), ("driver", 35)):
-        process = start(killed, base)
+    for kill, least in (("driver", 5), ("worker", 30), ("driver", 60)):
+        process = start(killed, base, profile)
         deadline = time.monotonic() + 240
         while checkpoints(killed) < least:
             assert process.poll() is None, process.communicate()
@@ -88,15 +96,16 @@ def test_killed_at_random_and_resumed_the_adapter_is_the_same_to_the_byte(built,
                 time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    resumed = finish(start(killed, base))
-    assert resumed == finish(start(lake, base))
+    resumed = finish(start(killed, base, profile))
+    assert resumed == finish(start(lake, base, profile))
 
     tracker = Tracker.beside(killed)
-    (adapter,) = tracker.adapters("egox")
+    (name,) = tracker.names()
+    (adapter,) = tracker.adapters(name)
     (run,) = tracker.client.search_runs([tracker.client.get_experiment_by_name("egomill").experiment_id])
     assert adapter["run_id"] == run.info.run_id  # one MLflow run over all four processes
     assert run.info.status == "FINISHED"
     once = Tracker.beside(lake)
-    losses = once.history(once.adapters("egox")[0]["run_id"], "loss")
+    losses = once.history(once.adapters(name)[0]["run_id"], "loss")
     assert sorted(losses) == list(range(STEPS))
     assert tracker.history(adapter["run_id"], "loss") == losses

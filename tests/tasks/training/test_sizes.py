@@ -10,11 +10,20 @@ import pytest
 from egomill.schemas.config import Profile
 from egomill.tasks.training import sizes
 
-CONFIG = {
-    "patch_size": [1, 2, 2], "num_attention_heads": 6, "attention_head_dim": 64, "in_channels": 36, "out_channels": 16, "text_dim": 32,
-    "freq_dim": 64, "ffn_dim": 1536, "num_layers": 4, "rope_max_seq_len": 256,
-}  # fmt: skip
-RECIPE = ["clips.frames=17", "clips.exo_size=[448,256]", "clips.ego_size=256", "train.batch=1", "train.rank=16"]
+WAN = {"patch_size": [1, 2, 2], "num_attention_heads": 6, "attention_head_dim": 64, "text_dim": 32, "freq_dim": 64, "ffn_dim": 1536}
+WAN |= {"num_layers": 4, "rope_max_seq_len": 256}
+BASES = {  # by profile: what config.json says of the transformer and of the codec
+    "local": ({**WAN, "in_channels": 36, "out_channels": 16}, {}),
+    "local-exo2egosyn": (
+        {**WAN, "in_channels": 48, "out_channels": 48},
+        {"z_dim": 48, "scale_factor_temporal": 4, "scale_factor_spatial": 16},
+    ),
+}
+RECIPES = {
+    "local": ["clips.exo_size=[448,256]", "clips.ego_size=256"],
+    "local-exo2egosyn": ["clips.exo_size=[512,512]", "clips.ego_size=512"],
+}
+SMALL = ["clips.frames=17", "train.batch=1", "train.rank=16"]
 MEASURE = """
 import sys, torch
 from diffusers import WanTransformer3DModel
@@ -24,32 +33,39 @@ from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.training import sizes
 torch.set_num_threads(1)
-profile = Profile.load("local", sys.argv[1:])
+profile = Profile.load(*sys.argv[1:2], sys.argv[2:])
+method = of(profile)
 model = WanTransformer3DModel(**sizes.transformer_config(profile))
-parameters = lora.add(model, profile.train.rank, profile.train.alpha, profile.train.targets)
-net = of(profile).build(SimpleNamespace(transformer=model, text_encoder=None, layout=sizes.layout(profile)), profile)
+lora.add(model, profile.train.rank, profile.train.alpha, profile.train.targets)
+net = method.build(SimpleNamespace(transformer=model, text_encoder=None, layout=sizes.layout(profile)), profile)
+for name, parameter in net.named_parameters():
+    parameter.requires_grad_(parameter.requires_grad and name.startswith(method.phases[-1].trains))
+parameters = [p for p in net.parameters() if p.requires_grad]
 if profile.train.gradient_checkpointing:
     model.enable_gradient_checkpointing()
 model.train()
-batch = of(profile).blank(profile, sizes.layout(profile), model.config)
+batch = method.blank(profile, sizes.layout(profile), model.config)
 def status(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is of no interest
 before = status("VmRSS")
 net(batch, [torch.Generator()]).mean().backward()
-gradients = sum(p.grad.numel() * 4 for p in parameters.values())
-print((status("VmHWM") - before - gradients) / 2**30, sum(p.numel() for p in parameters.values()))
+gradients = sum(p.grad.numel() * 4 for p in parameters)
+print((status("VmHWM") - before - gradients) / 2**30, sum(p.numel() for p in parameters))
 """
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_memory_of_a_real_step_is_as_counted(tmp_path, checkpointing):
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text(json.dumps(CONFIG))
-    settings = [*RECIPE, f"model.base='{tmp_path}'", f"train.gradient_checkpointing={str(checkpointing).lower()}"]
-    counted = sizes.step(Profile.load("local", settings))
+@pytest.mark.parametrize("profile", list(BASES))
+def test_the_memory_of_a_real_step_is_as_counted(tmp_path, profile, checkpointing):
+    for part, config in zip(("transformer", "vae"), BASES[profile], strict=True):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    settings = [*SMALL, *RECIPES[profile], f"model.base='{tmp_path}'", f"train.gradient_checkpointing={str(checkpointing).lower()}"]
+    counted = sizes.step(Profile.load(profile, settings))
     heap = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once: the count knows no fragments
-    out = subprocess.run([sys.executable, "-c", MEASURE, *settings], capture_output=True, text=True, check=True, env=heap).stdout
+    command = [sys.executable, "-c", MEASURE, profile, *settings]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=heap).stdout
     activations, trained = out.split()
     assert counted["trained"] == int(trained)
     assert counted["activations_gib"] == pytest.approx(float(activations), rel=0.15)

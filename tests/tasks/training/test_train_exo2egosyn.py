@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from egomill.schemas.config import Profile
-from egomill.schemas.fingerprint import content_of
-from egomill.schemas.tables import silent
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.tracking import Tracker
@@ -29,9 +25,7 @@ def built(tmp_path_factory):
     """A lake of clips with square exo pictures, and its release."""
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     keys = tiny_lake.build(lake, clips=6, takes=3, held_out=2)
-    square = {"exo_camera": json.dumps(tiny_lake.EXO.crop(16, 0, 64, 64).to_dict()), "exo_crop": [16, 0, 64, 64]}
-    rows = [{**row, **square} for row in lake.rows("clips", keys)]
-    lake.upsert("clips", [{**row, "content": content_of(row, silent("clips", row))} for row in rows])
+    tiny_lake.square(lake, keys)
     profile = Profile.load("local-exo2egosyn", [*SMALL, f"model.base='{tiny_lake.base(tmp_path_factory.mktemp('base'))}'"])
     run_here(lake, view_latents.stage(profile), keys)
     release, _ = releases.publish(lake, "run", profile, "r1")

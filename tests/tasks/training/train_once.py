@@ -1,4 +1,4 @@
-"""A training by itself, to be killed: python train_once.py LAKE BASE [section.key=value ...]; prints the adapter's digest.
+"""A training by itself, to be killed: python train_once.py LAKE BASE PROFILE [section.key=value ...]; prints the adapter's digest.
 
 MLFLOW_TRACKING_URI names the tracker, or it lies in the lake.
 """
@@ -13,8 +13,8 @@ from egomill.tasks.lake.tracking import Tracker
 from egomill.tasks.training import train
 
 if __name__ == "__main__":
-    folder, base, *settings = sys.argv[1:]
+    folder, base, profile, *settings = sys.argv[1:]
     lake = Lake(folder)
-    profile = Profile.load("local", [f"model.base='{base}'", *settings])
-    adapter = train.train(lake, releases.get(lake), profile, Tracker.of(os.environ.get("MLFLOW_TRACKING_URI", ""), folder), "night")
+    asked = Profile.load(profile, [f"model.base='{base}'", *settings])
+    adapter = train.train(lake, releases.get(lake), asked, Tracker.of(os.environ.get("MLFLOW_TRACKING_URI", ""), folder), "night")
     print(adapter.tags["sha256"])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
-from egomill.models.exo2egosyn import PHASES
+from egomill.models.exo2egosyn import METHOD, PHASES
+from egomill.models.latents import to_frames
 from egomill.schemas.config import Profile
 from egomill.schemas.tensors import unpack
+from egomill.tasks.keeping import lineage
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.tracking import Tracker
-from egomill.tasks.media import views
+from egomill.tasks.media import video, views
+from egomill.tasks.networks import bases
 from egomill.tasks.pages import report
+from egomill.tasks.stages import view_latents
 from egomill.tasks.training import adapters, train
 from tests.flows.conftest import write_small
 from tests.tasks import tiny_lake
@@ -49,6 +54,18 @@ def test_from_takes_to_a_gated_adapter_and_a_report(tmp_path, ray_cluster):
     assert all(tracker.history(adapter.run_id, f"val_loss.{phase.name}") for phase in PHASES)
     metrics = {row["metric"] for row in lake.read("scores").to_pylist() if row["value"]}
     assert {"psnr.all", "psnr.first", "psnr.after"} <= metrics
+    beside = {f"exo2egosyn@v1+{name}": variant for name, variant in METHOD.variants.items()}
+    assert beside.keys() < {row["adapter"] for row in lake.read("scores").to_pylist()}
+    assert set(night["comparison"]["means"]) == {"base", "codec", "exo2egosyn@v1", *beside}
+    held_out = lake.read("clips", where="chosen AND split <> 'train'")["clip_id"].to_pylist()
+    made = {(row["clip_id"], row["adapter"]): video.decode(row["video"]) for row in lake.read("generations").to_pylist()}
+    assert {name for _, name in made} == {"base", "exo2egosyn@v1", "exo2egosyn@v1+true-first-frame"}
+    for key in held_out:
+        (row,) = lake.rows("latents", [key], where="name = 'ego'")
+        first = to_frames(bases.load(one.model, "vae").vae, torch.from_numpy(unpack(row["tensor"]))[:, :1])
+        np.testing.assert_array_equal(made[key, "exo2egosyn@v1+true-first-frame"][0], first[0])
+    told = lineage.of_adapter(lake, tracker, "exo2egosyn@v1")["clips"]
+    assert {clip["clip_id"]: clip["fold"] for clip in told} == {clip["clip_id"]: view_latents.fold(clip["take_uid"]) for clip in told}
     page = report.render(lake, tracker, "exo2egosyn@v1", tmp_path / "report.html").read_text()
     assert "up to 4 exocentric cameras" in page
-    assert all(name in page for name in ("cam01", "cam02", "first frame", "after it"))
+    assert all(name in page for name in ("cam01", "cam02", "first frame", "after it", "first frame repeated", "true first frame"))
