@@ -31,7 +31,7 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
         raise ValueError(f"{adapter!r} is a reference to compare with, and generates nothing")
     with recorded(Lake(lake), "generate", settings_) as run:
         spec, folder = resolve(run.lake.uri, adapter or champion(settings_), tracking)
-        fetch = partial(Tracker.of(tracking, lake).folder, spec) if folder else None
+        fetch = partial(Tracker.of(tracking, lake).folder, split(spec)[0]) if folder else None
         report = make(run, generations.stage(settings_, spec, folder, fetch), keys=selected(run.lake, settings_.clips, HELD_OUT))
         if not report.inputs:
             raise ValueError(

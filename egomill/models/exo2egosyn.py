@@ -84,32 +84,50 @@ class Net(nn.Module):
         if batch.ego is None:
             raise ValueError("a loss needs the true ego latents")
         self.ready = True
+        if self.training and self.settings.drop_views:
+            batch = fewer(batch, torch.stack([torch.rand(batch.exo.shape[1], generator=g) for g in generators]) < self.settings.drop_views)
         return align_loss(self, batch) if self.phase == "align" else training_loss(self, batch, generators)
 
 
+def fewer(batch: Batch, dropped: Tensor) -> Batch:
+    """The batch without the views `dropped` [B, V], so that fewer than were trained with work too; one view at least stays as it was."""
+    seen = torch.ones_like(dropped) if batch.seen is None else batch.seen.to(dropped.device)
+    kept = seen & ~dropped
+    kept = torch.where(kept.any(dim=1, keepdim=True), kept, seen).to(batch.exo.device)
+    per = (batch.rays.shape[1] - 1) // kept.shape[1]
+    shown = torch.cat([kept.repeat_interleave(per, dim=1), kept.new_ones(len(kept), 1)], dim=1)
+    return replace(batch, seen=kept, rays=batch.rays * shown[:, :, None, None, None])
+
+
 def align_loss(net: Net, batch: Batch) -> Tensor:
-    """Mean (ẑ − z₀)² of the Align that learns from each sample's fold [B]; the other one is not to see it."""
+    """Mean (ẑ − z₀)² [B] of the Align that learns from each sample's fold, while the other one is not to see it; in evaluation of the other
+    one, whose frame is the one that is given."""
     assert batch.ego is not None
     first, truth = batch.exo[:, :, :, 0], batch.ego[:, :, 0]
     both = torch.stack([(align(first, batch.seen) - truth).square().flatten(1).mean(dim=1) for align in net.align], dim=1)
-    return torch.where(batch.fold[:, None] == torch.arange(FOLDS, device=both.device), 0, both).sum(dim=1)
+    others = batch.fold[:, None] != torch.arange(FOLDS, device=both.device)
+    return torch.where(others == net.training, both, 0).sum(dim=1)
 
 
 @torch.no_grad()
 def first_frame(net: Net, batch: Batch) -> Tensor | None:
-    """The given frame [B, C, 1, h, w], by the Align that has not seen the take; where neither has, by that of the take's fold."""
+    """The given frame [B, C, 1, h, w]: by the Align that has not seen the take; of takes that neither has seen, by that of their fold.
+
+    An Align that has learnt nothing, since all training takes were of one fold, says nothing but zero: the other one stands in for it.
+    exo2egosyn.frame = truth gives the true frame where it is known, which is in training.
+    """
     kind = net.settings.frame
-    if kind == "none":
-        return None
-    if kind == "truth":
-        if batch.ego is None:
-            raise ValueError("exo2egosyn.frame = truth asks for the true ego latents, which generation is not given")
-        return batch.ego[:, :, :1]
-    if kind == "exo" or not net.ready:
+    if kind == "exo" or not net.ready:  # an untuned base starts from the exo view, whatever adapters do
         chosen = torch.zeros_like(batch.fold) if batch.seen is None else batch.seen.int().argmax(dim=1)  # the first that there is
         return batch.exo[torch.arange(len(chosen), device=chosen.device), chosen, :, :1]
+    if kind == "none":
+        return None
+    if kind == "truth" and batch.ego is not None:
+        return batch.ego[:, :, :1]
     found = torch.stack([align(batch.exo[:, :, :, 0], batch.seen) for align in net.align], dim=1)
-    return found[torch.arange(len(found), device=found.device), batch.fold.long()][:, :, None]
+    of_fold, row = batch.fold.long(), torch.arange(len(found), device=found.device)
+    blank = ~found.flatten(2).any(dim=2)
+    return found[row, torch.where(blank[row, of_fold], 1 - of_fold, of_fold)][:, :, None]
 
 
 def prepare(net: Net, batch: Batch, shown: Tensor, noise: Tensor | None = None) -> Given:
@@ -167,7 +185,8 @@ def velocity(net: Net, given: Given, x: Tensor, sigma: Tensor, level: Tensor | f
 def training_loss(net: Net, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
     """Flow matching on the frames after the given one: mean |v − (ε − z)|² of each sample [B], float32; on all where none is given.
 
-    Each sample draws from its own generator (CPU): noise level, whether its exo tokens are told, and the noise.
+    Each sample draws from its own generator (CPU): noise level, whether its exo tokens are told, and the noise. With exo2egosyn.refine
+    frame 0 is learnt too, on the true one at levels up to that: sampling begins there with the predicted one, whose blur the noise hides.
     """
     assert batch.ego is not None
     if len(generators) != len(batch.ego):
@@ -177,9 +196,11 @@ def training_loss(net: Net, batch: Batch, generators: Sequence[torch.Generator])
     noise = torch.stack([torch.randn(ego.shape[1:], generator=g) for g in generators]).to(ego.device)
     sigma = shifted(draws[:, 0], net.shift)
     given = prepare(net, batch, draws[:, 1] >= net.settings.drop, noise[:, :, :1])
-    level = sigma.view(-1, 1, 1, 1, 1)
-    predicted = velocity(net, given, (1 - level) * ego + level * noise, sigma, net.settings.refine * draws[:, 2])
-    first = 0 if given.frame is None else 1
+    level, refine = sigma.view(-1, 1, 1, 1, 1), net.settings.refine
+    if refine and given.frame is not None:
+        given = replace(given, frame=ego[:, :, :1])
+    predicted = velocity(net, given, (1 - level) * ego + level * noise, sigma, refine * draws[:, 2])
+    first = 0 if given.frame is None or refine else 1
     return (predicted - (noise - ego))[:, :, first:].square().flatten(1).mean(dim=1)
 
 
@@ -200,7 +221,7 @@ def sample(net: Net, batch: Batch, generators: Sequence[torch.Generator], settin
     passes = [prepare(net, batch, told, x[:, :, :1])]
     if settings.guidance > 1:
         passes.append(replace(passes[0], tokens=net.tokens(batch.exo, ~told)))
-    caches: list[dict | None] = [{} if net.settings.keep_tokens else None for _ in passes]
+    caches: list[dict | None] = [{} if settings.keep_tokens else None for _ in passes]
     frame, start, refine = passes[0].frame, x[:, :, :1], net.settings.refine
     scheduler = make_scheduler(settings.scheduler, settings.shift)
     set_steps(scheduler, settings.steps, device)
@@ -247,6 +268,11 @@ def check(profile: Profile, layout: Layout) -> None:
         raise ValueError(
             f"exo views of {recipe.exo_size[0]}x{recipe.exo_size[1]} px beside an ego view of {recipe.ego_size}: Align compares places of "
             f"one grid, so set clips.exo_size=[{recipe.ego_size},{recipe.ego_size}]"
+        )
+    if layout.image_branch:
+        raise ValueError(
+            f"the base {profile.model.base} has an image branch, whose attention takes the last 512 tokens for a text, which exo tokens "
+            "are not: name a base without one (Wan 2.2) with model.base"
         )
     if layout.patch != PATCH:
         raise ValueError(f"the base {profile.model.base} makes tokens of {layout.patch} latent pixels, and Align of {PATCH}")

@@ -23,6 +23,7 @@ class Layout:
     spatial: int  # px across a latent pixel
     patch: int  # latent pixels across a token
     inputs: int  # channels that the transformer takes
+    image_branch: bool = False  # whether its attention takes an image embedding beside the text (Wan 2.1 I2V)
 
     @staticmethod
     def of(codec: Mapping[str, Any], transformer: Mapping[str, Any]) -> Layout:
@@ -32,7 +33,8 @@ class Layout:
         temporal = 1 if picture else codec.get("scale_factor_temporal", 4)
         spatial = 2 ** (len(codec.get("block_out_channels", (0,))) - 1) if picture else codec.get("scale_factor_spatial", 8)
         patch = transformer.get("patch_size", 1)  # a U-Net has none
-        return Layout(channels, temporal, spatial, patch if isinstance(patch, int) else patch[-1], transformer.get("in_channels", channels))
+        token, branch = patch if isinstance(patch, int) else patch[-1], transformer.get("image_dim") or transformer.get("added_kv_proj_dim")
+        return Layout(channels, temporal, spatial, token, transformer.get("in_channels", channels), bool(branch))
 
     @property
     def token(self) -> int:

@@ -1,4 +1,5 @@
-"""Simulated takes in the release layout of Ego-Exo4D: videos, poses, calibration, descriptions, and the true depth beside them.
+"""Simulated takes, in the release layout of Ego-Exo4D: videos, poses, calibration, descriptions, and the true depth beside them; or in
+H2O's (scenes/h2o.py).
 
 Take i depends on (seed, i, seconds, fps) alone, so a larger number of takes later leaves the earlier ones as they are, byte for byte. A
 take is written under `.partial/` and renamed last: a folder in takes/ is complete.
@@ -19,7 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from egomill.kernels.cameras import ARIA_RGB_TYPICAL, GOPRO_TYPICAL, Camera, aria_sensor_to_stored
-from egomill.scenes import release
+from egomill.scenes import h2o, release
 from egomill.scenes.clip import DISC
 from egomill.scenes.render import FACES, lattice, picture, render
 from egomill.scenes.world import EXO, Scene, make_scene
@@ -42,31 +43,41 @@ def simulate(
     fps: int = 30,
     workers: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
+    layout: str = "egoexo4d",
 ) -> list[dict]:
-    """Write takes 0..takes-1 of a seed under `out`; complete ones are kept as they are. Returns the records of takes.json.
+    """Write takes 0..takes-1 of a seed under `out`; complete ones are kept as they are. Returns what is told of each: the records of
+    takes.json, or, in layout "h2o", whose takes have no index, name, folder and frames.
 
-    progress: called with (done, takes, take name). ValueError on an empty request, or when `out` holds other takes under the same names.
+    progress: called with (done, takes, take name). ValueError on an empty request, an unknown layout, or when `out` holds other takes
+    under the same names.
     """
+    if layout not in WRITERS:
+        raise ValueError(f"no layout {layout!r}; known: {', '.join(WRITERS)}")
+    write = WRITERS[layout]
     if takes < 1 or round(seconds * fps) <= release.TRAILING or workers < 1:
         raise ValueError(f"nothing to simulate: {takes} takes of {seconds} s at {fps} fps by {workers} workers")
     out = Path(out)
-    (out / "sidecar").mkdir(parents=True, exist_ok=True)
-    (out / "sidecar" / "README.txt").write_text(_README)
+    out.mkdir(parents=True, exist_ok=True)
     entries = []
     if workers == 1:
         for index in range(takes):
-            entries.append(write_take(out, seed, index, seconds, fps))
+            entries.append(write(out, seed, index, seconds, fps))
             if progress:
                 progress(len(entries), takes, entries[-1]["take"]["take_name"])
     else:
         with ProcessPoolExecutor(min(workers, takes), mp_context=get_context("spawn"), initializer=one_thread) as pool:
-            jobs = [pool.submit(write_take, out, seed, index, seconds, fps) for index in range(takes)]
+            jobs = [pool.submit(write, out, seed, index, seconds, fps) for index in range(takes)]
             for job in as_completed(jobs):
                 entries.append(job.result())
                 if progress:
                     progress(len(entries), takes, entries[-1]["take"]["take_name"])
     shutil.rmtree(out / ".partial", ignore_errors=True)
-    return release.write_indices(out, sorted(entries, key=lambda entry: entry["index"]))
+    entries.sort(key=lambda entry: entry["index"])
+    if layout == "h2o":
+        return [entry["take"] for entry in entries]
+    (out / "sidecar").mkdir(exist_ok=True)
+    (out / "sidecar" / "README.txt").write_text(_README)
+    return release.write_indices(out, entries)
 
 
 def write_take(out: Path, seed: int, index: int, seconds: float = 3.0, fps: int = 30) -> dict:
@@ -189,3 +200,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threadpool_limits(1)
+
+
+WRITERS = {"egoexo4d": write_take, "h2o": h2o.write_take}

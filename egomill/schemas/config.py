@@ -137,11 +137,11 @@ class Exo2EgoSyn(Section):
     ray_width: int = Field(default=256, ge=1)  # channels that a token's rays are encoded to
     metres: float = Field(default=1.0, gt=0)  # that count as one in a ray's moment
     drop: float = Field(default=0.1, ge=0, le=1)  # share of training samples without exo tokens, for guidance
-    frame: Literal["align", "exo", "truth", "none"] = "align"  # what the video starts with; others than "align" are for comparison
+    drop_views: float = Field(default=0.1, ge=0, le=1)  # share of views that training leaves out, so that fewer work too
+    frame: Literal["align", "exo", "truth", "none"] = "align"  # what the video starts with; "truth": in training; to compare with
     tokens: bool = True  # false: without exo tokens, for comparison
     rays: bool = True  # false: without rays, for comparison
-    refine: float = Field(default=0.0, ge=0, lt=1)  # noise level from which a blurred first frame is made anew; 0: it stays as it is
-    keep_tokens: bool = False  # keep keys and values of the exo tokens between the steps of a sampler: faster, for memory
+    refine: float = Field(default=0.0, ge=0, lt=1)  # noise level from which a first frame is trained to be made anew; 0: it stays as it is
 
 
 class Train(Section):
@@ -176,7 +176,7 @@ class Generate(Section):
     guidance: float = 1.0  # classifier-free; 1: none
     scheduler: Literal["euler", "unipc"] = "euler"
     seed: int = 42
-    baseline: bool = True  # also generate with the un-tuned base
+    keep_tokens: bool = False  # keep keys and values of the condition between steps, where the method can: faster, for memory; same videos
 
 
 class Evaluate(Section):

@@ -40,6 +40,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def folder_sha256(path: Path) -> str:
+    """sha256 over names and contents of the files in a folder, 64 hex digits; folders in it do not count."""
+    seen = hashlib.sha256()
+    for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
+        seen.update(f"{file.name}:{file_sha256(file)}\n".encode(errors="surrogateescape"))
+    return seen.hexdigest()
+
+
 def content_of(row: dict, skip: Container[str] = ()) -> str:
     """Digest of a row as Arrow hands it back (None, bool, int, float, str, bytes, lists, dicts), 32 hex digits; `skip` names columns to
     leave out. Values are compared bit for bit: 0.0 is not -0.0, and 1 is not 1.0."""

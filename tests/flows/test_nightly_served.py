@@ -26,7 +26,7 @@ from egomill.tasks.lake.tracking import Tracker
 from tests.flows.conftest import ROOT, SMALL, prefect, write_small
 from tests.tasks import tiny_lake
 
-FEW = ["train.rank=4", "train.batch=1", "train.workers=1", "train.checkpoint_every=10", "generate.baseline=false"]
+FEW = ["train.rank=4", "train.batch=1", "train.workers=1", "train.checkpoint_every=10"]
 PATIENCE = 900.0  # seconds, for a machine that has other things to do
 
 

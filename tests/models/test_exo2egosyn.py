@@ -147,7 +147,7 @@ def test_a_loss_is_its_samples_own():
 def test_a_fold_teaches_the_other_align_and_is_told_by_its_own():
     made, given = net(), replace(batch(), fold=torch.zeros(B, dtype=torch.long))
     made.phase = "align"
-    made(given, []).mean().backward()
+    made(given, seeds(1, 2)).mean().backward()
     learnt = [sum(p.grad.abs().sum() for p in align.parameters() if p.grad is not None) for align in made.align]
     assert learnt[0] == 0 < learnt[1]
     stirred(made)
@@ -203,7 +203,8 @@ def test_kept_tokens_change_nothing():
     given = batch()
     given = replace(given, seen=torch.tensor([[True, True, True, False], [True] * 4]))
     settings = profile("generate.steps=4", "generate.guidance=3.0").generate
-    a, b = (exo2egosyn.sample(stirred(net(TI2V, f"exo2egosyn.keep_tokens={k}")), given, seeds(7, 8), settings) for k in ("false", "true"))
+    kept = settings.model_copy(update={"keep_tokens": True})
+    a, b = (exo2egosyn.sample(stirred(net()), given, seeds(7, 8), how) for how in (settings, kept))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -216,6 +217,68 @@ def test_a_blurred_frame_may_be_refined():
     refined = exo2egosyn.sample(stirred(net(TI2V, "exo2egosyn.refine=0.4")), given, seeds(7, 8), settings)
     torch.testing.assert_close(hardly, plain, atol=1e-3, rtol=1e-3)
     assert (refined[:, :, 0] - plain[:, :, 0]).abs().max() > 0.05
+
+
+def test_a_refined_frame_becomes_what_the_model_knows(monkeypatch):
+    """With velocities towards a known video, its frame 0 comes out too, whatever frame was given; and its loss counts frame 0."""
+    given, truth = batch(), batch(seed=9).ego
+    made = stirred(net(TI2V, "exo2egosyn.refine=0.4", "exo2egosyn.drop_views=0"))
+
+    def towards(_, it, x, sigma, level=0.0):
+        first = (it.frame - truth[:, :, :1]) / max(level, 1e-9)
+        return torch.cat([first, (x - truth)[:, :, 1:] / sigma.view(-1, 1, 1, 1, 1)], dim=2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exo2egosyn, "velocity", towards)
+        found = exo2egosyn.sample(made, given, seeds(7, 8), profile("generate.steps=6").generate)
+    torch.testing.assert_close(found, truth, atol=1e-4, rtol=1e-4)
+    other = replace(given, ego=torch.cat([truth[:, :, :1], given.ego[:, :, 1:]], dim=2))
+    assert (made(given, seeds(1, 2)) - made(other, seeds(1, 2))).abs().min() > 1e-4
+
+
+def test_dropped_views_are_missing_views():
+    """What training leaves out, tokens, rays and first frames, is as if it had never been there; one view always stays."""
+    made, given = stirred(net()).eval(), batch()
+    given = replace(given, seen=torch.tensor([[True, True, True, False], [True] * 4]))
+    left = exo2egosyn.fewer(given, torch.tensor([[False, True, True, False], [True] * 4]))
+    assert left.seen.tolist() == [[True, False, False, False], [True] * 4]
+    per = (given.rays.shape[1] - 1) // 4
+    assert not left.rays[0, per:-1].any()
+    assert torch.equal(left.rays[:, -1], given.rays[:, -1])
+    noisy = replace(left, exo=torch.where(left.seen[:, :, None, None, None, None], left.exo, 7.0))
+    torch.testing.assert_close(made(left, seeds(1, 2)), made(noisy, seeds(1, 2)))
+    dropping = net(TI2V, "exo2egosyn.drop_views=0.6").train()
+    losses = {dropping(given, seeds(n, n + 50))[1].item() for n in range(3)}
+    assert len(losses) == 3
+
+
+def test_the_align_that_is_given_is_the_one_that_is_validated():
+    made, given = stirred(net(TI2V, "exo2egosyn.drop_views=0")), batch()
+    made.phase = "align"
+    given = replace(given, fold=torch.tensor([0, 1]))
+    with torch.no_grad():
+        errors = [(align(given.exo[:, :, :, 0]) - given.ego[:, :, 0]).square().flatten(1).mean(dim=1) for align in made.align]
+        torch.testing.assert_close(made.train()(given, seeds(1, 2)), torch.stack([errors[1][0], errors[0][1]]))
+        torch.testing.assert_close(made.eval()(given, seeds(1, 2)), torch.stack([errors[0][0], errors[1][1]]))
+
+
+def test_an_align_that_learnt_nothing_gives_way_to_the_other():
+    made, given = stirred(net()), batch()
+    for parameter in made.align[0].leave.parameters():
+        torch.nn.init.zeros_(parameter)
+    one, two = (exo2egosyn.first_frame(made, replace(given, fold=torch.full((len(given.fold),), fold))) for fold in (0, 1))
+    assert torch.equal(one, two)
+    assert one.abs().sum() > 0
+
+
+def test_the_untuned_base_starts_from_the_exo_view_and_the_truth_is_for_training():
+    given = batch()
+    fresh = net(TI2V, "exo2egosyn.frame=none")
+    assert torch.equal(exo2egosyn.first_frame(fresh, given), given.exo[:, 0, :, :1])
+    made = stirred(net(TI2V, "exo2egosyn.frame=truth"))
+    assert torch.equal(exo2egosyn.first_frame(made, given), given.ego[:, :, :1])
+    predicted = exo2egosyn.first_frame(made, replace(given, ego=None))
+    assert torch.equal(predicted, exo2egosyn.first_frame(stirred(net()), replace(given, ego=None)))
 
 
 def codec() -> AutoencoderKLWan:
@@ -299,6 +362,8 @@ def test_what_does_not_go_together_is_named():
     exo2egosyn.check(square, I2V)
     with pytest.raises(ValueError, match="refine"):
         exo2egosyn.check(profile("clips.exo_size=[128,128]", "exo2egosyn.refine=0.3"), I2V)
+    with pytest.raises(ValueError, match="image branch"):
+        exo2egosyn.check(square, replace(I2V, image_branch=True))
     with pytest.raises(ValueError, match="true ego latents"):
         net()(replace(batch(), ego=None), seeds(1, 2))
     with pytest.raises(ValueError, match="2 clips, 1 generators"):

@@ -34,14 +34,15 @@ def simulate(
     seed: int = 0,
     seconds: Annotated[float, typer.Option(help="Length of each take.")] = 3.0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    layout: Annotated[str, typer.Option(help="How they lie on disk: egoexo4d or h2o.")] = "egoexo4d",
     json_: Json = False,
 ) -> None:
-    """Write procedural takes in the Ego-Exo4D release layout, with exact depth beside them."""
+    """Write procedural takes in the Ego-Exo4D release layout or H2O's, with exact depth beside them."""
     from egomill.flows.progress import Meter
     from egomill.scenes.take import simulate as write
 
     with Meter("simulate", err.print, err) as advance:
-        made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=advance)
+        made = write(folder, takes, seed, seconds=seconds, workers=workers, progress=advance, layout=layout)
     reply(made, json_, lambda: out.print(f"{len(made)} takes in {folder}"))
 
 

@@ -40,7 +40,8 @@ def of_release(lake: Lake, name: str = "") -> dict:
         return {"release": told, "clips": [], "takes": []}
     at = release["tables"]
     used = lake.read("latents", ["clip_id"], version=at["latents"])["clip_id"].to_pylist()
-    clips = lake.rows("clips", set(used), ["clip_id", "take_uid", "exo_cam", "start", "split", "fingerprint"], at["clips"])
+    columns = ["clip_id", "take_uid", "exo_cam", "more_views", "start", "split", "fingerprint"]
+    clips = [_views(clip) for clip in lake.rows("clips", set(used), columns, at["clips"])]
     takes = lake.rows("takes", {c["take_uid"] for c in clips}, ["take_uid", "take_name", "layout", "files"], at["takes"])
     said = _told(lake, release, used)
     return {
@@ -48,6 +49,12 @@ def of_release(lake: Lake, name: str = "") -> dict:
         "clips": [{**c, **said[c["clip_id"]]} for c in sorted(clips, key=lambda c: c["clip_id"])],
         "takes": [{**t, "files": {path: f["sha256"] for path, f in json.loads(t["files"]).items()}} for t in takes],
     }
+
+
+def _views(clip: dict) -> dict:
+    """The clip with the names of all its exo cameras, in their order, for what is said of each."""
+    found = [clip["exo_cam"], *(view["exo_cam"] for view in clip["more_views"] or ())]
+    return {name: value for name, value in clip.items() if name not in ("exo_cam", "more_views")} | {"views": found}
 
 
 def _told(lake: Lake, release: dict, clips: Iterable[str]) -> dict[str, dict[str, int | float]]:
@@ -67,7 +74,7 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     rows = lake.rows("clips", [clip_id])
     if not rows:
         raise ValueError(f"no clip {clip_id!r} in {lake.uri}: clips are named TAKE_UID.CAMERA.START, as `egomill release diff` writes them")
-    clip = rows[0]
+    clip = _views(rows[0])
     standing = (r for r in releases.every(lake) if not r["withdrawn"])
     holds = [r for r in standing if lake.count("latents", one_of("clip_id", [clip_id]), r["tables"]["latents"])]
     names = {r["name"] for r in holds}
@@ -78,7 +85,7 @@ def of_clip(lake: Lake, tracker: Tracker, name: str, clip_id: str) -> dict:
     for table in RELEASED[2:]:
         derived[table] = list(dict.fromkeys(r["fingerprint"] for r in lake.rows(table, [clip_id], ["fingerprint"])))
     return {
-        "clip": {k: clip[k] for k in ("clip_id", "take_uid", "take_name", "split", "exo_cam", "start", "why", "fingerprint")},
+        "clip": {k: clip[k] for k in ("clip_id", "take_uid", "take_name", "split", "views", "start", "why", "fingerprint")},
         "derived": derived,
         "failures": [f for f in lake.rows("failures", [clip_id]) if f],
         "releases": [r["name"] for r in holds],

@@ -15,7 +15,7 @@ import torch
 from egomill.kernels import poses
 from egomill.kernels.cameras import ARIA_VISIBLE, Camera, aria_rgb, aria_sensor_to_stored
 from egomill.kernels.exo_lens import exo_lens
-from egomill.tasks.media import video
+from egomill.tasks.media import pictures, video
 from egomill.tasks.media.untrusted import (
     MEGABYTE,
     Bad,
@@ -191,3 +191,24 @@ def check_frames(folder: Path, frames: int) -> None:
         shapes.add(head.shape)
         if len(head.shape) != 2 or head.dtype.kind != "f" or len(shapes) > 1 or not 0 < math.prod(head.shape) <= video.MAX_PIXELS:
             raise Bad("depth_sidecar_invalid", f"{path.name}: {head.dtype} {head.shape}")
+
+
+def check_size(camera: Camera, info: video.VideoInfo, name: str) -> None:
+    """That a calibration is of pictures of that size."""
+    if (camera.width, camera.height) != (info.width, info.height):
+        sizes = f"{info.width}x{info.height}, its calibration is of {camera.width}x{camera.height}"
+        raise Bad("calibration_invalid", f"{name}: the pictures are {sizes}")
+
+
+def check_millimetres(folder: Path, info: video.VideoInfo) -> None:
+    """Depth pictures beside a video: as many, 16 bits, of its size."""
+    try:
+        files = pictures.numbered(folder)
+        for file in files:
+            width, height, bits, colour = pictures.header(file)
+            if (width, height, bits, colour) != (info.width, info.height, 16, 0):
+                raise Bad("depth_sidecar_invalid", f"{folder.parent.name}/depth/{file.name}: {width}x{height} of {bits} bits")
+    except video.VideoError as error:
+        raise Bad("depth_sidecar_invalid", str(error)) from None
+    if len(files) < info.frames:
+        raise Bad("depth_sidecar_invalid", f"{folder.parent.name}/depth: {len(files)} pictures beside {info.frames}")

@@ -1,8 +1,8 @@
 """Depth that lies on disk beside an exo video, brought to a clip's frames, rectangle and size.
 
-Two kinds are known. "range" is what the simulator writes: an .npz with `static_depth` [H, W] and `dynamic_depth` [N, H, W] (inf where
+Three kinds are known. "range" is what the simulator writes: an .npz with `static_depth` [H, W] and `dynamic_depth` [N, H, W] (inf where
 nothing moves), metres along the ray; it brings the true dynamic mask. "pinhole-z" is EgoX's: a folder with one .npy a frame, z-depth that
-networks estimated as if the picture were a pinhole's.
+networks estimated as if the picture were a pinhole's. "z-mm" is H2O's: a folder with one 16-bit PNG a frame, z-depth in millimetres.
 
 Depth is sampled at the nearest pixel: an average over an edge is the depth of nothing. Unknown is 0 or infinity (MoGe writes that where
 its mask ends, renderers where a ray leaves the scene). NaN is refused: some sensors mean "unknown" by it, but what networks and
@@ -22,10 +22,10 @@ from numpy import ndarray
 from egomill.kernels.cameras import Camera
 from egomill.kernels.depth import pinhole_z_to_range
 from egomill.schemas.outcome import Rejected
-from egomill.tasks.media import video, views
+from egomill.tasks.media import pictures, video, views
 from egomill.tasks.media.untrusted import Bad, inside, load_npy, npz
 
-KINDS = ("range", "pinhole-z")
+KINDS = ("range", "pinhole-z", "z-mm")
 
 
 class Sidecar(NamedTuple):
@@ -51,12 +51,14 @@ def read(clip: dict, camera: Camera, allow: tuple[str, ...] = ()) -> Sidecar | R
     numbers = views.frame_numbers(clip)
     try:
         path = inside(Path(clip["root"]), clip["depth_path"], allow)
-        info = video.probe(Path(clip["root"]) / clip["exo_video"])
+        info = pictures.reader(Path(clip["root"]) / clip["exo_video"]).info
         at = Nearest((info.width, info.height), *views.source_pixels(clip, camera))
         if clip["depth_kind"] == "range":
             found = _range(path, numbers, at)
         elif clip["depth_kind"] == "pinhole-z":
             found = Sidecar(_pinhole(path, numbers, at) * _stretch(clip, camera, at), None)
+        elif clip["depth_kind"] == "z-mm":
+            found = Sidecar(_millimetres(path, numbers, at) * _stretch(clip, camera, at), None)
         else:
             raise _Bad(f"kind {clip['depth_kind']!r} is none of {', '.join(KINDS)}")
     except Bad as bad:
@@ -126,6 +128,13 @@ def _range(path: Path, numbers: ndarray, at: Nearest) -> Sidecar:
 
 def _pinhole(folder: Path, numbers: ndarray, at: Nearest) -> ndarray:
     return np.stack([at(_checked(load_npy(folder / f"{n:05d}.npy", video.MAX_PIXELS), f"frame {n}")) for n in numbers])
+
+
+def _millimetres(folder: Path, numbers: ndarray, at: Nearest) -> ndarray:
+    files = pictures.numbered(folder)
+    if numbers[-1] >= len(files):
+        raise _Bad(f"{len(files)} pictures, and number {numbers[-1]} is asked for")
+    return np.stack([at(pictures.millimetres(files[n])) for n in numbers])
 
 
 def _checked(array: ndarray, name: str) -> ndarray:

@@ -99,12 +99,17 @@ def opened(path: Path):
 
 
 def stat_signature(root: Path, files: Iterable[str]) -> list[list]:
-    """[[relative path, bytes, mtime in ns], ...], sorted; a file that is not there counts as such. Cheap: no content is read."""
+    """[[relative path, bytes, mtime in ns], ...], sorted; a file that is not there counts as such. Cheap: no content is read.
+
+    Of a folder: the bytes of the files in it, and the newest time of those and of itself.
+    """
     found = []
     for name in sorted(files):
         try:
             at = os.stat(root / name)
-            found.append([name, at.st_size, at.st_mtime_ns])
+            within = [entry.stat() for entry in os.scandir(root / name)] if stat.S_ISDIR(at.st_mode) else [at]
+            newest = max([at.st_mtime_ns, *(one.st_mtime_ns for one in within)])
+            found.append([name, sum(one.st_size for one in within), newest])
         except OSError:
             found.append([name, -1, -1])
     return found

@@ -68,15 +68,6 @@ def probe(path: Path | str) -> VideoInfo:
     return Reader(path).info
 
 
-def inspect(path: Path | str) -> VideoInfo:
-    """`probe`, and the first, middle and last frame as the stages will read them. Errors: VideoError, also where these are one picture."""
-    reader = Reader(path)
-    frames = reader.read(sorted({0, len(reader) // 2, len(reader) - 1}))
-    if len(frames) > 1 and np.percentile(np.ptp(frames, axis=0), 99.9) <= STILL:
-        raise VideoError(f"{reader.name}: the first, middle and last frame are one picture", "video_frozen")
-    return reader.info
-
-
 class Reader:
     """A video's frames by number: `len(reader)` of them, and `info`. No file stays open between reads.
 

@@ -17,7 +17,7 @@ from numpy import ndarray
 from egomill.kernels.cameras import Camera
 from egomill.kernels.fill import push_pull
 from egomill.schemas.tensors import unpack
-from egomill.tasks.media import video
+from egomill.tasks.media import pictures, video
 
 _WINDOW = ("clip_id", "root", "start", "stride", "frames")
 EXO_COLUMNS = (*_WINDOW, "exo_video", "exo_crop", "exo_camera", "exo_lens")
@@ -50,19 +50,19 @@ def read_exo(clip: dict, size: tuple[int, int] | None = None) -> ndarray:
     width, height = size or (camera.width, camera.height)
     path = Path(clip["root"]) / clip["exo_video"]
     if not clip["exo_lens"]:
-        return video.read(path, frame_numbers(clip), (width, height), clip["exo_crop"])
+        return pictures.read(path, frame_numbers(clip), (width, height), clip["exo_crop"])
     camera, lens = camera.rescale(width, height), Camera.from_dict(json.loads(clip["exo_lens"]))
     x, y = source_pixels(clip, camera)
     shrink = min(1.0, 1.5 * camera.params[0] / lens.params[0])  # by area first, as remapping alone would alias; the rim is stretched
     small = (round(lens.width * shrink), round(lens.height * shrink))
     x, y = (((v + 0.5) * n / full - 0.5).astype(np.float32) for v, n, full in zip((x, y), small, (lens.width, lens.height), strict=True))
-    return np.stack([cv2.remap(frame, x, y, cv2.INTER_LINEAR) for frame in video.read(path, frame_numbers(clip), small)])
+    return np.stack([cv2.remap(frame, x, y, cv2.INTER_LINEAR) for frame in pictures.read(path, frame_numbers(clip), small)])
 
 
 def read_ego(clip: dict, size: int | None = None) -> ndarray:
     """uint8 [F, H, W, 3] of the true ego view, portrait, at `size` px square. Errors: VideoError."""
     side = size or ego_camera(clip).width
-    return video.read(Path(clip["root"]) / clip["ego_video"], frame_numbers(clip), (side, side))
+    return pictures.read(Path(clip["root"]) / clip["ego_video"], frame_numbers(clip), (side, side))
 
 
 def ego_disc(clip: dict) -> ndarray:

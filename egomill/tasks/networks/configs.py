@@ -66,7 +66,15 @@ def _layout(base: str, revision: str) -> Layout:
 
 
 def check(profile: Profile) -> None:
-    """ValueError where the sizes of clips, the base and the method do not go together."""
+    """ValueError where the sizes of clips, the base and the method do not go together, and on a base of two experts, of which an adapter
+    would train one."""
+    base = profile.model.base
+    if base not in KNOWN:
+        index = json.loads((resolve(base, profile.model.revision or None) / "model_index.json").read_text())
+        if any(index.get("transformer_2") or ()):
+            raise ValueError(
+                f"the base {base} has two transformers, each for its own noise levels; name one of a single one with model.base"
+            )
     cut, recipe = layout(profile.model), profile.clips
     cut.check(recipe.frames, *recipe.exo_size, recipe.ego_size)
     of(profile).check(profile, cut)

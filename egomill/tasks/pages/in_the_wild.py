@@ -34,7 +34,7 @@ from egomill.schemas.tensors import pack, unpack
 from egomill.tasks.lake import runs
 from egomill.tasks.lake.rows import finished, handed, one_thread
 from egomill.tasks.lake.stage import Stage
-from egomill.tasks.media import video, views
+from egomill.tasks.media import pictures, video, views
 from egomill.tasks.media.annotations import annotated_exo, check_lens, check_reach
 from egomill.tasks.media.trajectory import read_tum
 from egomill.tasks.media.untrusted import Bad, load_json, numbers
@@ -170,7 +170,7 @@ def clip_of(recipe: Clips, request: Request) -> dict:
 
 def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict]:
     """`clip_of`, and where on the path the clip lies (`plausible.at_frames`)."""
-    info = video.inspect(request.exo)
+    info = pictures.inspect(request.exo)
     stride, start = stride_of(info.fps, recipe), round(request.start * info.fps) if math.isfinite(request.start) else -1
     frames = start + stride * np.arange(recipe.frames)
     if not 0 <= frames[0] <= frames[-1] < info.frames:
@@ -218,7 +218,7 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
 
 def _exo(view: View, request: Request, first: video.VideoInfo, last: int) -> dict:
     """A view as a take has it. ValueError where it is not seen frame by frame with the `first`, or nobody says where it stands."""
-    info = first if view is request else video.inspect(view.exo)
+    info = first if view is request else pictures.inspect(view.exo)
     if abs(info.fps / first.fps - 1) > SQUEEZED or info.frames <= last:
         told = f"{info.frames} frames at {info.fps:g} a second, {request.exo.name} {first.frames} at {first.fps:g}"
         raise ValueError(f"{view.exo.name} has {told}: views show the same moment frame by frame, to frame {last} at least")

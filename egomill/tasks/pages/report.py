@@ -7,7 +7,7 @@ scored is what lies in the lake.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
@@ -90,20 +90,21 @@ def render(
 
 
 def glance(lake: Lake, adapter: str, clips: int = 3) -> str:
-    """Middle frames of a few held-out clips, exo view, filled prior where there is one, what the adapter `adapter` ("egox@v3") made, truth,
-    as one picture that carries itself (a data URI; "" where it made nothing).
+    """Middle frames of a few held-out clips, exo views, filled prior where there is one, what the adapter `adapter` ("egox@v3") made,
+    truth, as one picture that carries itself (a data URI; "" where it made nothing).
     """
-    found: dict[str, list[Any]] = {"exo": [], "prior": [], adapter: [], "truth": []}
+    found: dict[str, list[Any]] = defaultdict(list)
     for row in _held_out(lake, [adapter], clips)[0]:
         key, middle = row["clip_id"], row["frames"] // 2
         made = {r["adapter"]: r["video"] for r in lake.rows("generations", [key], ["clip_id", "adapter", "video"])}
         if adapter in made:
-            found["exo"].append(views.read_exo(row)[middle])
+            for number, view in enumerate(views.of(row)):
+                found[f"exo {number + 1}" if row["more_views"] else "exo"].append(views.read_exo(view)[middle])
             for prior in lake.rows("priors", [key], ["video", "valid"]):
                 found["prior"].append(views.read_prior(row, prior)[2][middle])
             found[adapter].append(video.decode(made[adapter])[middle])
             found["truth"].append(views.read_ego(row)[middle])
-    if not found[adapter]:
+    if adapter not in found:
         return ""
     stacked = {name: np.stack(frames) for name, frames in found.items() if len(frames) == len(found[adapter])}
     return stills.data_uri(stills.png(stills.contact_sheet(stacked, range(len(stacked[adapter])))), "image/png")

@@ -34,7 +34,7 @@ from egomill.schemas.tensors import pack, unpack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.watch import lasts
-from egomill.tasks.media import video, views
+from egomill.tasks.media import pictures, video, views
 
 SPLITS = ("train", "test", "unseen")
 READS = ("take_uid take_name root split fps frames ego_video ego_camera T_world_ego exo files task descriptions").split()  # noqa: SIM905
@@ -180,7 +180,7 @@ class Windows:
     def _look(self, source: Source, name: str, windows: list[Candidate]) -> dict[int, Look]:
         """Judge one camera's windows, in the order of time, on one pass through its video."""
         view = next(view for view in source.views if view.name == name)
-        reader = video.Reader(Path(source.facts["root"]) / view.columns["exo_video"])
+        reader = pictures.reader(Path(source.facts["root"]) / view.columns["exo_video"])
         crop = view.columns["exo_crop"]
         size = (round(LOOK * crop[2] / crop[3]), LOOK)
         step = max(1, round(source.fps / COVERED_RATE))

@@ -43,7 +43,7 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
     if variant.still:
         raise ValueError(f"{adapter} is scored from what {split(adapter)[0]} made, and generates nothing")
     reads = method.reads if variant.truth else method.given
-    sampler = profile.generate.model_dump(exclude={"baseline"})
+    sampler = profile.generate.model_dump(exclude={"keep_tokens"})
     return Stage(
         name="generations",
         reads={**reads, "clips": ("fps",)},
@@ -89,6 +89,6 @@ class Generator:
         return {
             "video": video.encode(frames, clip["fps"], lossless=True),
             "seed": seed,
-            "sampler": json.dumps({**sampler.model_dump(exclude={"baseline", "seed"}), **followed}, sort_keys=True),
+            "sampler": json.dumps({**sampler.model_dump(exclude={"keep_tokens", "seed"}), **followed}, sort_keys=True),
             "seconds": time.monotonic() - started,
         }

@@ -21,19 +21,21 @@ import torch
 from egomill.kernels import poses
 from egomill.kernels.cameras import GOPRO_TYPICAL, Camera
 from egomill.schemas.config import Ingest, Profile
-from egomill.schemas.fingerprint import digest, file_sha256
+from egomill.schemas.fingerprint import digest, file_sha256, folder_sha256
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.watch import lasts
-from egomill.tasks.media import video
+from egomill.tasks.media import h2o, pictures, video
 from egomill.tasks.media.annotations import (
     annotation_of,
     by_frame,
     check_frames,
     check_lens,
+    check_millimetres,
     check_range,
     check_reach,
+    check_size,
     ego_lens,
     egox_exo,
     fixed_pose,
@@ -70,7 +72,8 @@ class Reader:
             if row["fault"]:
                 raise Bad(*row["fault"])
             before = stat_signature(Path(row["root"]), row["files"])
-            take = self._finish(row, (self._egox if row["layout"] == "egox" else self._release)(row))
+            layouts = {"egoexo4d": self._release, "egox": self._egox, "h2o": self._h2o}
+            take = self._finish(row, layouts[row["layout"]](row))
             used = json.loads(take["files"])
             changed = [a[0] for a in stat_signature(Path(row["root"]), used) if a not in before]
             if changed:
@@ -141,7 +144,7 @@ class Reader:
             raise Bad("no_camera_pose", f"{row['pose']} poses none of {', '.join(wearers)}")
         if videos[wearer] in row["barred"]:
             raise Bad(*row["barred"][videos[wearer]])
-        ego = video.inspect(regular(root, videos[wearer], allow))
+        ego = pictures.inspect(regular(root, videos[wearer], allow))
         calibration = next((file for file in row["files"] if file.endswith("/online_calibration.jsonl")), None)
         ego_camera, lens_source = ego_lens(root, calibration, ego, allow)
 
@@ -164,8 +167,7 @@ class Reader:
                 check_reach(_known(T_world_ego), {cam: exo[cam]})
         exo = {cam: view for cam, view in exo.items() if cam not in left}
         if not exo:
-            reason = Counter(reason for reason, _ in left.values()).most_common(1)[0][0]
-            raise Bad(reason, "; ".join(f"{cam}: {'' if why == reason else why + ': '}{detail}" for cam, (why, detail) in left.items()))
+            raise _none_left(left)
         self._check_steps(T_world_ego)
         depth_files = [view["depth"] for view in exo.values() if view["depth"]]
         return {
@@ -193,7 +195,7 @@ class Reader:
                     raise Bad("no_camera_pose", f"{row['pose']} does not pose it")
                 if videos[cam] in row["barred"]:
                     raise Bad(*row["barred"][videos[cam]])
-                info = video.inspect(regular(Path(row["root"]), videos[cam], self.settings.allow))
+                info = pictures.inspect(regular(Path(row["root"]), videos[cam], self.settings.allow))
                 self._agree(dict((ego, (videos[cam], info))))
                 lens = lens_of(annotation[cam], cam, annotation[cam].get("distortion_coeffs")).rescale(info.width, info.height)
                 if abs(info.width / info.height / (16 / 9) - 1) > 0.02:
@@ -211,7 +213,7 @@ class Reader:
         for key, reason in (("exo_path", "no_exo_video"), ("ego_gt_path", "no_ego_video")):
             if not inside(root, paths[key], allow).exists():
                 raise Bad(reason, f"{paths[key]}: neither there below {root.name} nor without the folders that it begins with")
-        exo, ego = (video.inspect(regular(root, paths[key], allow)) for key in ("exo_path", "ego_gt_path"))
+        exo, ego = (pictures.inspect(regular(root, paths[key], allow)) for key in ("exo_path", "ego_gt_path"))
         self._agree({paths["exo_path"]: exo, paths["ego_gt_path"]: ego})
         frames = min(exo.frames, ego.frames)
         listed = entry.get("ego_extrinsics")
@@ -243,15 +245,60 @@ class Reader:
             "files": row["files"],
         }
 
-    # -- what both share -------------------------------------------------------------------------------------------
+    def _h2o(self, row: dict) -> dict:
+        root, cams, allow = Path(row["root"]), row["entry"], self.settings.allow
+        if h2o.EGO not in cams or not (inside(root, cams[h2o.EGO], allow) / "rgb").is_dir():
+            raise Bad("no_ego_video", f"{row['folder']}: no {h2o.EGO}/rgb")
+        paths = {cam: inside(root, place, allow) for cam, place in cams.items()}
+        infos = {h2o.EGO: pictures.inspect(paths[h2o.EGO] / "rgb")}
+        ego_camera = h2o.intrinsics(paths[h2o.EGO] / "cam_intrinsics.txt")
+        check_size(ego_camera, infos[h2o.EGO], cams[h2o.EGO])
+        exo, left = {}, {}
+        for cam in sorted(paths.keys() - {h2o.EGO}):
+            with _leaving_out(left, cam):
+                if not (paths[cam] / "rgb").is_dir():
+                    raise Bad("no_exo_video", f"{cams[cam]}: no rgb")
+                info = pictures.inspect(paths[cam] / "rgb")
+                self._agree({h2o.EGO: infos[h2o.EGO], cam: info})
+                camera = h2o.intrinsics(paths[cam] / "cam_intrinsics.txt")
+                check_size(camera, info, cams[cam])
+                T_world_exo = fixed_pose({str(f): T for f, T in h2o.extrinsics(paths[cam] / "cam_pose").items()}, cam)
+                depth = f"{cams[cam]}/depth" if (paths[cam] / "depth").is_dir() else None
+                if depth:
+                    check_millimetres(root / depth, info)
+                exo[cam], infos[cam] = _view(f"{cams[cam]}/rgb", camera, T_world_exo, depth, "z-mm" if depth else None), info
+        frames = min(info.frames for info in infos.values())
+        T_world_ego = self._head(h2o.extrinsics(paths[h2o.EGO] / "cam_pose"), frames)
+        for cam in list(exo):
+            with _leaving_out(left, cam):
+                check_reach(_known(T_world_ego), {cam: exo[cam]})
+        exo = {cam: view for cam, view in exo.items() if cam not in left}
+        if not exo:
+            raise _none_left(left or {"": ["no_exo_video", row["folder"]]})
+        self._check_steps(T_world_ego)
+        used = (f"{cams[h2o.EGO]}/", *(f"{cams[cam]}/" for cam in exo))
+        return {
+            "fps": h2o.FPS,
+            "frames": frames,
+            "ego_video": f"{cams[h2o.EGO]}/rgb",
+            "ego_camera": ego_camera,
+            "lens_source": "calibration file",
+            "T_world_ego": T_world_ego,
+            "exo": exo,
+            "prior_video": "",
+            "left_out": left,
+            "files": [file for file in row["files"] if file.startswith(used)],
+        }
+
+    # -- what all share --------------------------------------------------------------------------------------------
 
     def _finish(self, row: dict, take: dict) -> dict:
         root = Path(row["root"])
         files = {}
-        for name in take["files"]:
-            path = regular(root, name, self.settings.allow)
-            stat = path.stat()
-            files[name] = {"sha256": file_sha256(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        for name, size, changed in stat_signature(root, take["files"]):
+            path = inside(root, name, self.settings.allow)
+            digest_ = folder_sha256(path) if path.is_dir() else file_sha256(regular(root, name, self.settings.allow))
+            files[name] = {"sha256": digest_, "bytes": size, "mtime_ns": changed}
         _check_times([d["timestamp"] for d in row["descriptions"]], take["frames"] / take["fps"])
         known = np.isfinite(take["T_world_ego"]).all(axis=(1, 2))
         facts = {name: row[name] for name in ("take_name", "layout", "root", "split", "task")}
@@ -322,6 +369,12 @@ def _leaving_out(left: dict[str, list[str]], cam: str):
         left[cam] = [bad.rejected.reason, bad.rejected.detail]
     except video.VideoError as error:
         left[cam] = [error.reason, str(error)]
+
+
+def _none_left(left: dict[str, list[str]]) -> Bad:
+    """What a take is rejected with whose exo cameras are all left out: the reason of most."""
+    reason = Counter(reason for reason, _ in left.values()).most_common(1)[0][0]
+    return Bad(reason, "; ".join(f"{cam}: {'' if why == reason else why + ': '}{detail}" for cam, (why, detail) in left.items()))
 
 
 def _is_ego(camera: str) -> bool:

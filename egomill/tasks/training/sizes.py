@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egomill.models import lora
 from egomill.models.layout import Layout
-from egomill.models.method import of
+from egomill.models.method import Phase, of
 from egomill.schemas.config import Profile
 from egomill.tasks.networks import configs
 
@@ -98,18 +98,18 @@ def tokens(profile: Profile) -> dict[str, int]:
     return method.tokens(profile, cut)
 
 
-def step(profile: Profile) -> dict[str, float]:
-    """One worker's pass over a batch, forward and backward.
+def step(profile: Profile, phase: Phase | None = None) -> dict[str, float]:
+    """One worker's pass over a batch, forward and backward, in a phase of the training (None: the last one, which holds most).
 
     {parameters, trained, base_gib, adapter_gib (weights, gradients and two moments), activations_gib (peak beyond all those), tflop}.
     A transformer is the same block many times: two short ones are run, and the rest follows exactly, being linear in the depth.
     """
-    layers = transformer_config(profile)["num_layers"]
-    two, three = _counted(profile, 2), _counted(profile, 3)
+    layers, phase = transformer_config(profile)["num_layers"], phase or of(profile).phases[-1]
+    two, three = _counted(profile, 2, phase), _counted(profile, 3, phase)
     return {name: two[name] + (layers - 2) * (three[name] - two[name]) for name in two}
 
 
-def _counted(profile: Profile, layers: int) -> dict[str, float]:
+def _counted(profile: Profile, layers: int, phase: Phase) -> dict[str, float]:
     from diffusers import WanTransformer3DModel
 
     settings, model = profile.train, profile.model
@@ -130,8 +130,9 @@ def _counted(profile: Profile, layers: int) -> dict[str, float]:
         method, generators = of(profile), [torch.Generator() for _ in range(settings.batch)]
         net = method.build(SimpleNamespace(transformer=transformer, text_encoder=None, layout=layout(profile)), profile)
         batch = method.blank(profile, layout(profile), transformer.config)  # type: ignore[misc]
-        for name, parameter in net.named_parameters():  # as in the last phase, which holds most
-            parameter.requires_grad_(parameter.requires_grad and name.startswith(method.phases[-1].trains))
+        net.phase = phase.name  # type: ignore[assignment]
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name.startswith(phase.trains))
 
         def work() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -157,7 +158,8 @@ def _counted(profile: Profile, layers: int) -> dict[str, float]:
 
 
 def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
-    """All of it for a profile: {tokens, step, memory_gib (per worker), hours, storage_gib}; hours are None without a rate.
+    """All of it for a profile: {tokens, step, memory_gib (per worker), tflop (per worker, of the whole training), hours, stored_gib}; hours
+    are None without a rate.
 
     `tflop_per_second`: what one worker is known to reach on such a step (`egomill plan --rate`).
     """
@@ -165,6 +167,9 @@ def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
     shared = counted["base_gib"] + counted["adapter_gib"]
     if settings.sharding == "fsdp":
         shared /= settings.workers
+    phases = [(phase, len(steps)) for phase, steps in of(profile).steps(settings.steps)]
+    of_phase = [counted["tflop"], *(step(profile, phase)["tflop"] for phase, _ in reversed(phases[:-1]))]
+    tflop = settings.accumulate * sum(one * steps for one, (_, steps) in zip(reversed(of_phase), phases, strict=True))
     passes = settings.steps * settings.accumulate
     found = tokens(profile)
     clips = recipe.train + recipe.test + recipe.unseen
@@ -177,7 +182,8 @@ def estimate(profile: Profile, tflop_per_second: float = 0.0) -> dict:
         "memory_gib": shared + counted["activations_gib"],
         "workers": settings.workers,
         "samples": settings.batch * settings.workers * passes,
-        "hours": counted["tflop"] * passes / tflop_per_second / 3600 if tflop_per_second else None,
+        "tflop": tflop,
+        "hours": tflop / tflop_per_second / 3600 if tflop_per_second else None,
         "clips": clips or None,
         "stored_gib": clips * stored / GIB if clips else None,
     }

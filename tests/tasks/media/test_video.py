@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from egomill.tasks.media import video
+from egomill.tasks.media.pictures import inspect
 from egomill.tasks.media.video import VideoError
 from tests.tasks.tiny_release import pictures
 
@@ -180,7 +181,7 @@ def test_a_number_means_the_same_frame_after_a_seek(name, tmp_path):
     for first in range(0, COUNT - 9, 11):
         wanted = [first, first + 3, first + 9]
         assert np.array_equal(reader.read(wanted), every[wanted])
-    assert video.inspect(tmp_path / name) == video.VideoInfo(128, 64, float(rest.get("rate", 30)), COUNT, every)
+    assert inspect(tmp_path / name) == video.VideoInfo(128, 64, float(rest.get("rate", 30)), COUNT, every)
 
 
 AS_DECORD_READS = {
@@ -218,7 +219,7 @@ def test_a_reader_is_one_that_is_here(film, monkeypatch):
 def test_where_times_are_not_told_the_file_is_refused(name, tmp_path):
     mux = {"b-frames.avi": {}, "no-edit-list.mp4": {"use_editlist": "0"}, "fragments.mp4": {"movflags": "frag_keyframe+empty_moov"}}[name]
     with pytest.raises(VideoError, match="ffmpeg -i") as refused:
-        video.inspect(film_of(tmp_path / name, *x264()[:2], mux=mux))
+        inspect(film_of(tmp_path / name, *x264()[:2], mux=mux))
     assert refused.value.reason == "video_timing"
 
 
@@ -243,7 +244,7 @@ def test_a_turned_video_says_how_to_write_it_upright(film, tmp_path, matrix):
         struct.pack_into(">i", data, data.index(b"tkhd") + 44 + at, value << 16)
     (tmp_path / "phone.mp4").write_bytes(data)
     with pytest.raises(VideoError, match=r"upright: ffmpeg -i phone\.mp4 -crf 16 phone-new\.mp4") as refused:
-        video.inspect(tmp_path / "phone.mp4")
+        inspect(tmp_path / "phone.mp4")
     assert refused.value.reason == "video_geometry"
 
 
@@ -306,7 +307,7 @@ def test_a_playlist_by_a_videos_name_leads_nowhere(tmp_path):
         for text in playlists(other, server.getsockname()[1]).values():
             (tmp_path / "cam01.mp4").write_text(text)
             with pytest.raises(VideoError):
-                video.inspect(tmp_path / "cam01.mp4")
+                inspect(tmp_path / "cam01.mp4")
             with pytest.raises(VideoError):
                 video.decode(text.encode())
         with pytest.raises(BlockingIOError):
@@ -316,6 +317,6 @@ def test_a_playlist_by_a_videos_name_leads_nowhere(tmp_path):
 def test_a_name_is_no_address(film, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(film, "concat:x.mp4")
-    assert video.inspect("concat:x.mp4").frames == 60
+    assert inspect("concat:x.mp4").frames == 60
     with pytest.raises(VideoError, match="no such file"):
-        video.inspect(f"file:{film}")
+        inspect(f"file:{film}")

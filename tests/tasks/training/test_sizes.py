@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.training import sizes
 
@@ -26,9 +27,11 @@ RECIPES = {
 SMALL = ["clips.frames=17", "train.batch=1", "train.rank=16"]
 MEASURE = """
 import sys, torch
+from torch.utils.flop_counter import FlopCounterMode
 from diffusers import WanTransformer3DModel
 from types import SimpleNamespace
 from egomill.models import lora
+from egomill.models.method import of
 from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.training import sizes
@@ -38,8 +41,12 @@ method = of(profile)
 model = WanTransformer3DModel(**sizes.transformer_config(profile))
 lora.add(model, profile.train.rank, profile.train.alpha, profile.train.targets)
 net = method.build(SimpleNamespace(transformer=model, text_encoder=None, layout=sizes.layout(profile)), profile)
-for name, parameter in net.named_parameters():
-    parameter.requires_grad_(parameter.requires_grad and name.startswith(method.phases[-1].trains))
+trainable = {name: p for name, p in net.named_parameters() if p.requires_grad}
+def enter(phase):
+    net.phase = phase.name
+    for name, parameter in trainable.items():
+        parameter.requires_grad_(name.startswith(phase.trains))
+enter(method.phases[-1])
 parameters = [p for p in net.parameters() if p.requires_grad]
 if profile.train.gradient_checkpointing:
     model.enable_gradient_checkpointing()
@@ -52,12 +59,17 @@ before = status("VmRSS")
 net(batch, [torch.Generator()]).mean().backward()
 gradients = sum(p.grad.numel() * 4 for p in parameters)
 print((status("VmHWM") - before - gradients) / 2**30, sum(p.numel() for p in parameters))
+for phase in method.phases:
+    enter(phase)
+    with FlopCounterMode(display=False, custom_mapping=sizes.ON_CPU) as counter:
+        net(batch, [torch.Generator()]).mean().backward()
+    print(counter.get_total_flops() / 1e12)
 """
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("profile", list(BASES))
-def test_the_memory_of_a_real_step_is_as_counted(tmp_path, profile, checkpointing):
+def test_memory_and_arithmetic_of_a_real_step_are_as_counted(tmp_path, profile, checkpointing):
     for part, config in zip(("transformer", "vae"), BASES[profile], strict=True):
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps(config))
@@ -66,9 +78,14 @@ def test_the_memory_of_a_real_step_is_as_counted(tmp_path, profile, checkpointin
     heap = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once: the count knows no fragments
     command = [sys.executable, "-c", MEASURE, profile, *settings]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=heap).stdout
-    activations, trained = out.split()
-    assert counted["trained"] == int(trained)
-    assert counted["activations_gib"] == pytest.approx(float(activations), rel=0.15)
+    activations, trained, *by_phase = map(float, out.split())
+    assert counted["trained"] == trained
+    assert counted["activations_gib"] == pytest.approx(activations, rel=0.15)
+    asked = Profile.load(profile, [*settings, "train.steps=10"])
+    phases = of(asked).phases
+    assert [sizes.step(asked, phase)["tflop"] for phase in phases] == pytest.approx(by_phase, rel=0.02)
+    total = sum(one * len(steps) for one, (_, steps) in zip(by_phase, of(asked).steps(10), strict=True))
+    assert sizes.estimate(asked, tflop_per_second=1)["hours"] == pytest.approx(total / 3600, rel=0.02)
 
 
 def test_the_paper_s_size_is_counted_without_weights():

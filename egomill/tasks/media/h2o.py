@@ -1,0 +1,142 @@
+"""H2O (Kwon et al. 2021): two hands at a table, four fixed RGB-D cameras and one on the head, as it is distributed.
+
+    <root>/subject{1..4}/{h1,h2,k1,k2,o1,o2}/<n>/cam{0..4}/     cam4 is the head's; ego-only downloads are in subject1_ego/…
+        cam_intrinsics.txt      fx fy cx cy width height, px
+        rgb/000000.png          pictures, 30 a second, numbered alike in all cameras
+        depth/000000.png        16 bits, mm, z-depth, registered to the pictures; 0 unknown
+        cam_pose/000000.txt     16 numbers, row by row: T_world_cam, m; one file a frame, for cameras that stand still too
+        hand_pose/000000.txt    [flag, 63 numbers] left, then right: 21 joints, m, in that camera's frame; not read yet
+
+A sequence is a take. Splits are the official ones: validation is subject 3's k2, o1 and o2, test is subject 4.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from egomill.kernels.cameras import Camera
+from egomill.kernels.poses import inverse
+from egomill.tasks.media.pictures import NUMBERED
+from egomill.tasks.media.untrusted import Bad, below, inside, numbers, opened, regular
+
+SUBJECT = re.compile(r"(subject\d{1,3})(_ego)?")
+SCENE, SEQUENCE, CAMERA = re.compile(r"[hko]\d"), re.compile(r"\d{1,4}"), re.compile(r"cam[0-4]")
+EGO, FPS = "cam4", 30.0
+VALIDATION = "subject3", ("k2", "o1", "o2")
+TEST = "subject4"
+TEXT = 4096  # bytes of a file of numbers
+FOCAL = 0.2, 5.0  # times the picture's width
+
+
+def there(root: Path) -> bool:
+    """Whether a folder holds H2O's subjects."""
+    return any(SUBJECT.fullmatch(p.name) and p.is_dir() for p in root.iterdir())
+
+
+def sequences(root: Path, allow: tuple[str, ...] = ()) -> Iterator[dict]:
+    """One row a sequence: its cameras' files and folders, in whichever of a subject's two folders; a fault where one may not be read."""
+    places: dict[tuple[str, str, str], dict[str, Path]] = {}
+    for subject in _folders(root, SUBJECT):
+        for scene in _folders(subject, SCENE):
+            for number in _folders(scene, SEQUENCE):
+                match = SUBJECT.fullmatch(subject.name)
+                assert match is not None
+                found = places.setdefault((match[1], scene.name, number.name), {})
+                for cam in _folders(number, CAMERA):
+                    found.setdefault(cam.name, cam)
+    for (subject, scene, number), cams in sorted(places.items()):
+        name = f"{subject}_{scene}_{number}"
+        row: dict[str, Any] = {"layout": "h2o", "root": str(root), "folder": f"{subject}/{scene}/{number}", "take_name": name}
+        row |= {"take_uid": f"h2o_{name}", "task": "", "split": official(subject, scene), "descriptions": [], "pose": "", "barred": {}}
+        row |= {"files": [], "entry": {cam: below(root, place) for cam, place in sorted(cams.items())}, "fault": None}
+        try:
+            for place in cams.values():
+                row["files"] += _files(root, place, allow)
+        except Bad as bad:
+            row |= {"fault": [bad.rejected.reason, bad.rejected.detail], "files": []}
+        yield row
+
+
+def official(subject: str, scene: str) -> str:
+    """The official split of a sequence."""
+    return "test" if subject == TEST else "val" if subject == VALIDATION[0] and scene in VALIDATION[1] else "train"
+
+
+def _folders(place: Path, named: re.Pattern) -> list[Path]:
+    return sorted(p for p in place.iterdir() if named.fullmatch(p.name) and p.is_dir())
+
+
+def _files(root: Path, cam: Path, allow: tuple[str, ...]) -> list[str]:
+    """What ingest reads of a camera: its intrinsics, and its folders. Bad where a link in them leads out of the data set."""
+    found = []
+    for part in ("cam_intrinsics.txt", "rgb", "cam_pose", *(() if cam.name == EGO else ("depth",))):
+        path = cam / part
+        if not os.path.lexists(path):
+            continue
+        inside(root, below(root, path), allow)
+        found.append(below(root, path))
+        if path.is_dir():
+            for entry in os.scandir(path):
+                if entry.is_symlink():
+                    regular(root, below(root, Path(entry.path)), allow)
+    return found
+
+
+# -- files of numbers ----------------------------------------------------------------------------------------------------
+
+
+def read_numbers(path: Path, counts: Iterable[int], reason: str) -> np.ndarray:
+    """The numbers of a small text file, of one of these counts, finite. Bad(reason) otherwise."""
+    name = "/".join(path.parts[-2:])
+    try:
+        with opened(path) as file:
+            told = file.read(TEXT + 1)
+        if len(told) > TEXT:
+            raise ValueError(f"more than {TEXT} bytes")
+        values = told.decode("ascii").split()
+    except FileNotFoundError:
+        raise Bad(reason, f"{name}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise Bad(reason, f"{name}: {getattr(error, 'strerror', None) or str(error)[:100]}") from None
+    if len(values) not in set(counts):
+        raise Bad(reason, f"{name}: {len(values)} numbers instead of {' or '.join(map(str, counts))}")
+    try:
+        found = [float(value) for value in values]
+    except ValueError:
+        raise Bad(reason, f"{name}: not numbers") from None
+    return numbers(found, (len(found),), name, reason)
+
+
+def intrinsics(path: Path) -> Camera:
+    """cam_intrinsics.txt. Bad(calibration_invalid) where it cannot be one."""
+    fx, fy, cx, cy, width, height = read_numbers(path, (6,), "calibration_invalid")
+    sides = width == round(width) and height == round(height) and 16 <= width <= 1 << 14 and 16 <= height <= 1 << 14
+    if not sides or not all(FOCAL[0] < f / width < FOCAL[1] for f in (fx, fy)) or not (0 < cx < width and 0 < cy < height):
+        told = f"focal length {fx:.6g}, {fy:.6g}, centre {cx:.6g}, {cy:.6g} of a {width:.6g}x{height:.6g} picture"
+        raise Bad("calibration_invalid", f"{path.parent.name}/{path.name}: {told}")
+    return Camera("pinhole", (fx, fy, cx, cy), round(width), round(height))
+
+
+def extrinsics(folder: Path) -> dict[int, Any]:
+    """cam_pose by frame, world to camera, 3x4, as the rest has poses. Bad(no_camera_pose) where there is none, Bad(pose_gaps) where a file
+    holds other than 16 numbers whose last row is 0 0 0 1. A frame without a file is a gap."""
+    name = "/".join(folder.parts[-2:])
+    files = sorted(p for p in folder.iterdir() if NUMBERED.fullmatch(p.stem + ".png") and p.suffix == ".txt") if folder.is_dir() else []
+    if not files:
+        raise Bad("no_camera_pose", f"{name}: no pose by frame")
+    found: dict[int, Any] = {}
+    for path in files:
+        T_world_cam = read_numbers(path, (16,), "pose_gaps").reshape(4, 4)
+        if not np.allclose(T_world_cam[3], (0, 0, 0, 1), atol=1e-6):
+            raise Bad("pose_gaps", f"{name}/{path.name}: the last row is {T_world_cam[3].tolist()}")
+        if int(path.stem) in found:
+            raise Bad("poses_disagree", f"{name}: frame {int(path.stem)} has two poses")
+        found[int(path.stem)] = inverse(torch.from_numpy(T_world_cam))[:3].tolist()
+    return found
