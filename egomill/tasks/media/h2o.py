@@ -23,6 +23,10 @@ import torch
 
 from egomill.kernels.cameras import Camera
 from egomill.kernels.poses import inverse
+from egomill.schemas.config import Ingest
+from egomill.tasks.media import pictures
+from egomill.tasks.media.annotations import check_millimetres, check_reach, check_size, fixed_pose
+from egomill.tasks.media.checked import agree, check_steps, exo_entry, head, known, leaving_out, none_left
 from egomill.tasks.media.pictures import NUMBERED
 from egomill.tasks.media.untrusted import Bad, below, inside, numbers, opened, regular
 
@@ -87,6 +91,53 @@ def _files(root: Path, cam: Path, allow: tuple[str, ...]) -> list[str]:
                 if entry.is_symlink():
                     regular(root, below(root, Path(entry.path)), allow)
     return found
+
+
+def take(row: dict, settings: Ingest) -> dict:
+    """A sequence as the rest sees it. Bad or VideoError where it cannot be used."""
+    root, cams, allow = Path(row["root"]), row["entry"], settings.allow
+    if EGO not in cams or not (inside(root, cams[EGO], allow) / "rgb").is_dir():
+        raise Bad("no_ego_video", f"{row['folder']}: no {EGO}/rgb")
+    paths = {cam: inside(root, place, allow) for cam, place in cams.items()}
+    infos = {EGO: pictures.inspect(paths[EGO] / "rgb")}
+    ego_camera = intrinsics(paths[EGO] / "cam_intrinsics.txt")
+    check_size(ego_camera, infos[EGO], cams[EGO])
+    exo, left = {}, {}
+    for cam in sorted(paths.keys() - {EGO}):
+        with leaving_out(left, cam):
+            if not (paths[cam] / "rgb").is_dir():
+                raise Bad("no_exo_video", f"{cams[cam]}: no rgb")
+            info = pictures.inspect(paths[cam] / "rgb")
+            agree(settings, {EGO: infos[EGO], cam: info})
+            camera = intrinsics(paths[cam] / "cam_intrinsics.txt")
+            check_size(camera, info, cams[cam])
+            T_world_exo = fixed_pose({str(f): T for f, T in extrinsics(paths[cam] / "cam_pose").items()}, cam)
+            depth = f"{cams[cam]}/depth" if (paths[cam] / "depth").is_dir() else None
+            if depth:
+                check_millimetres(root / depth, info)
+            exo[cam], infos[cam] = exo_entry(f"{cams[cam]}/rgb", camera, T_world_exo, depth, "z-mm" if depth else None), info
+    frames = min(info.frames for info in infos.values())
+    T_world_ego = head(settings, extrinsics(paths[EGO] / "cam_pose"), frames)
+    for cam in list(exo):
+        with leaving_out(left, cam):
+            check_reach(known(T_world_ego), {cam: exo[cam]})
+    exo = {cam: view for cam, view in exo.items() if cam not in left}
+    if not exo:
+        raise none_left(left or {"": ["no_exo_video", row["folder"]]})
+    check_steps(settings, T_world_ego)
+    used = (f"{cams[EGO]}/", *(f"{cams[cam]}/" for cam in exo))
+    return {
+        "fps": FPS,
+        "frames": frames,
+        "ego_video": f"{cams[EGO]}/rgb",
+        "ego_camera": ego_camera,
+        "lens_source": "calibration file",
+        "T_world_ego": T_world_ego,
+        "exo": exo,
+        "prior_video": "",
+        "left_out": left,
+        "files": [file for file in row["files"] if file.startswith(used)],
+    }
 
 
 # -- files of numbers ----------------------------------------------------------------------------------------------------

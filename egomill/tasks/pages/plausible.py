@@ -21,8 +21,8 @@ from egomill.kernels.trajectory import SLACK, poses_at
 from egomill.schemas.config import Ingest
 from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.tasks.media import stills, video, views
+from egomill.tasks.media.checked import MAX_TURN
 from egomill.tasks.media.trajectory import Trajectory
-from egomill.tasks.stages.takes import MAX_TURN
 
 RATE = 30.0  # Hz: `ingest`'s bounds are of such a video's frames
 OFF = 0.05  # by which the distance of poses may differ from that of frames, where there is one a frame
