@@ -61,7 +61,7 @@ TABLES: dict[str, pa.Schema] = {
     "takes": _derived(
         "take_uid",
         take_name=_S,
-        layout=_S,  # "egoexo4d", "egox" or "h2o"
+        layout=_S,  # "egoexo4d", "egox", "h2o" or "taco"
         root=_S,  # absolute folder; every path below is relative to it and stays inside it
         split=_S,  # the official one: train, val, test; "" or "held-out" where the data set gives none
         fps=_F,

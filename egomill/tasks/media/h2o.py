@@ -167,12 +167,16 @@ def read_numbers(path: Path, counts: Iterable[int], reason: str) -> np.ndarray:
 
 def intrinsics(path: Path) -> Camera:
     """cam_intrinsics.txt. Bad(calibration_invalid) where it cannot be one."""
-    fx, fy, cx, cy, width, height = read_numbers(path, (6,), "calibration_invalid")
+    return pinhole(*read_numbers(path, (6,), "calibration_invalid"), f"{path.parent.name}/{path.name}")  # type: ignore[misc]
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float, width: float, height: float, name: str) -> Camera:
+    """A pinhole camera, px. Bad(calibration_invalid) where it cannot be one."""
     sides = width == round(width) and height == round(height) and 16 <= width <= 1 << 14 and 16 <= height <= 1 << 14
     if not sides or not all(FOCAL[0] < f / width < FOCAL[1] for f in (fx, fy)) or not (0 < cx < width and 0 < cy < height):
         told = f"focal length {fx:.6g}, {fy:.6g}, centre {cx:.6g}, {cy:.6g} of a {width:.6g}x{height:.6g} picture"
-        raise Bad("calibration_invalid", f"{path.parent.name}/{path.name}: {told}")
-    return Camera("pinhole", (fx, fy, cx, cy), round(width), round(height))
+        raise Bad("calibration_invalid", f"{name}: {told}")
+    return Camera("pinhole", (float(fx), float(fy), float(cx), float(cy)), round(width), round(height))
 
 
 def extrinsics(folder: Path) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""What takes are there: four layouts recognised, one Item a take.
+"""What takes are there: five layouts recognised, one Item a take.
 
 Cheap on purpose: indices are read, files are listed and `stat`ed; no video is opened and nothing hashed, so looking at 5,035 takes every
 night costs seconds. An item's digest is the signature of the take's files and of what the indices say of it. A fault that shows here
@@ -9,6 +9,7 @@ take is that take's fault; an index that cannot be read at all is the fault of e
     simulated           the same, with depth in sidecar/<take>/<cam>.npz
     EgoX examples       meta.json with "test_datasets": one exo camera a take, depth_maps/<take>/NNNNN.npy
     H2O                 subject*/<scene>/<n>/cam0..cam4 (tasks/media/h2o.py)
+    TACO                Allocentric_RGB_Videos/<triplet>/<sequence>/<serial>.mp4 (tasks/media/taco.py)
 
 Nothing hides anything: all sizes of a take's videos are listed (ingest takes the smallest whole one), of two annotations or two copies of a
 take the whole one counts, and a path in an index may have been written from a folder further up. `allow` names folders outside of the
@@ -27,7 +28,7 @@ from typing import Any
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
-from egomill.tasks.media import h2o
+from egomill.tasks.media import h2o, taco
 from egomill.tasks.media.indices import INDEX_LIMIT, SPLITS, Index, few, metadata, read_index, take_names, task_of
 from egomill.tasks.media.untrusted import Bad, below, inside, load_json, regular, stat_signature
 
@@ -57,11 +58,12 @@ def discover(roots: list[Path], allow: Iterable[str] = ()) -> list[Item]:
 def _rows(root: Path, allow: tuple[str, ...]) -> Iterator[dict]:
     """What the layouts that are there hold; a meta.json beside takes/ may be about something else."""
     takes, meta = (root / "takes").is_dir(), (root / "meta.json").is_file()
-    hands = root.is_dir() and h2o.there(root)
-    if not takes and not meta and not hands:
-        raise ValueError(f"{root} is no data set: neither takes/ nor meta.json nor subject1/ is there")
-    if hands:
-        yield from h2o.sequences(root.resolve(), allow)
+    others = [layout for layout in (h2o, taco) if root.is_dir() and layout.there(root)]
+    if not takes and not meta and not others:
+        names = f"takes/ nor meta.json nor subject1/ nor {taco.EXO[1]}/"
+        raise ValueError(f"{root} is no data set: neither {names} is there")
+    for layout in others:
+        yield from layout.sequences(root.resolve(), allow)
     if takes:
         yield from release(root.resolve(), allow)
     if meta:

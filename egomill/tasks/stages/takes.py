@@ -20,7 +20,7 @@ from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.watch import lasts
-from egomill.tasks.media import egoexo4d, egox, h2o, video
+from egomill.tasks.media import egoexo4d, egox, h2o, taco, video
 from egomill.tasks.media.untrusted import (
     Bad,
     inside,
@@ -29,7 +29,7 @@ from egomill.tasks.media.untrusted import (
 )
 
 log = logging.getLogger(__name__)
-LAYOUTS = {"egoexo4d": egoexo4d.take, "egox": egox.take, "h2o": h2o.take}
+LAYOUTS = {"egoexo4d": egoexo4d.take, "egox": egox.take, "h2o": h2o.take, "taco": taco.take}
 BESIDE = 1.0  # seconds by which what is told of a take may lie outside of it
 
 
