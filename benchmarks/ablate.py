@@ -70,7 +70,7 @@ def tell(values: Values, takes: dict[str, str], others: list[str], seeds: int) -
             means = [fmean(found) for found in by_take.values()]
             error = stdev(means) / math.sqrt(len(means))
             apart = f", seeds ± {stdev(fmean(d.values()) for d in by_seed):.3f}" if seeds > 1 else ""
-            better = sum(m > 0 for m in means)
+            better = sum(m > 1e-6 for m in means)
             print(f"  {FULL} - {setting:40} {fmean(means):+.3f} ± {error:.3f}{apart}, better in {better} of {len(means)} takes")
 
 
