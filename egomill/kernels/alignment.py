@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egomill.kernels.poses import transform
+
 LEAST = 6  # joints
 THIN = 0.01  # m, spread of the joints across their longest direction, below which a rotation around it is anybody's guess
 FLAT = 0.01  # m, spread across the third direction, below which a reflection is no other fit
@@ -58,7 +60,7 @@ def umeyama(a: Tensor, b: Tensor, weights: Tensor, scaled: bool = False, reflect
 
 
 def _distances(T_b_a: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return (a @ T_b_a[..., :3, :3].transpose(-1, -2) + T_b_a[..., None, :3, 3] - b).norm(dim=-1)
+    return (transform(T_b_a, a) - b).norm(dim=-1)
 
 
 @dataclass(frozen=True)

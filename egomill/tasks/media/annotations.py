@@ -30,6 +30,7 @@ from egomill.tasks.media.untrusted import (
 
 RELEASE_WIDTH = 796  # px of the release's small exo videos of 448 rows; EgoX cut 784 out of the middle
 LINE = 4 * MEGABYTE  # of a line of calibration, which is some kilobytes
+PINHOLE = 0.2, 5.0  # focal lengths, times the picture's width
 REACH = 0.1, 100.0  # metres between the wearer and an exo camera, in the middle of a take; a pitch is some 70 long
 BENDS = 0.2, 5.0  # how far out a lens draws a ray, over an equidistant one's; a pinhole at 80 degrees 4
 STAYS = 1e-3  # metres, or of a rotation's numbers, between poses of a camera that does not move
@@ -109,6 +110,15 @@ def lens_of(entry: dict, name: str, coefficients: Any) -> Camera:
     if camera.field_of_view < math.radians(30):
         raise Bad("calibration_invalid", f"{name}: the lens turns back at {math.degrees(camera.field_of_view):.0f} degrees")
     return camera
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float, width: float, height: float, name: str) -> Camera:
+    """A pinhole camera, px. Bad(calibration_invalid) where it cannot be one."""
+    sides = width == round(width) and height == round(height) and 16 <= width <= 1 << 14 and 16 <= height <= 1 << 14
+    if not sides or not all(PINHOLE[0] < f / width < PINHOLE[1] for f in (fx, fy)) or not (0 < cx < width and 0 < cy < height):
+        told = f"focal length {fx:.6g}, {fy:.6g}, centre {cx:.6g}, {cy:.6g} of a {width:.6g}x{height:.6g} picture"
+        raise Bad("calibration_invalid", f"{name}: {told}")
+    return Camera("pinhole", (float(fx), float(fy), float(cx), float(cy)), round(width), round(height))
 
 
 def egox_exo(lens: Camera, info: video.VideoInfo) -> Camera:

@@ -18,7 +18,7 @@ from egomill.kernels import poses
 from egomill.kernels.cameras import Camera
 from egomill.schemas.config import Ingest
 from egomill.tasks.media import video
-from egomill.tasks.media.annotations import check_lens, or_none
+from egomill.tasks.media.annotations import check_lens, check_reach, or_none
 from egomill.tasks.media.untrusted import Bad
 
 MAX_TURN = 1.0  # rad between two frames; a head turns by 0.3 at most at 30 fps
@@ -75,7 +75,19 @@ def leaving_out(left: dict[str, list[str]], cam: str):
         left[cam] = [error.reason, str(error)]
 
 
-def none_left(left: dict[str, list[str]]) -> Bad:
+def seen_by(settings: Ingest, exo: dict[str, dict], left: dict[str, list[str]], T_world_ego: np.ndarray) -> dict[str, dict]:
+    """The exo cameras within reach of the head; others are left out. Bad where none is left, by the reason of most, or the head leaps."""
+    for cam, view in exo.items():
+        with leaving_out(left, cam):
+            check_reach(known(T_world_ego), {cam: view})
+    exo = {cam: view for cam, view in exo.items() if cam not in left}
+    if not exo:
+        raise _none_left(left)
+    check_steps(settings, T_world_ego)
+    return exo
+
+
+def _none_left(left: dict[str, list[str]]) -> Bad:
     """What a take is rejected with whose exo cameras are all left out: the reason of most."""
     reason = Counter(reason for reason, _ in left.values()).most_common(1)[0][0]
     return Bad(reason, "; ".join(f"{cam}: {'' if why == reason else why + ': '}{detail}" for cam, (why, detail) in left.items()))

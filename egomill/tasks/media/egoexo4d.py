@@ -10,8 +10,8 @@ from egomill.kernels.cameras import Camera
 from egomill.schemas.config import Ingest
 from egomill.schemas.outcome import Rejected
 from egomill.tasks.media import pictures, video
-from egomill.tasks.media.annotations import annotation_of, by_frame, check_lens, check_range, check_reach, ego_lens, fixed_pose, lens_of
-from egomill.tasks.media.checked import agree, check_steps, exo_entry, head, known, leaving_out, none_left
+from egomill.tasks.media.annotations import annotation_of, by_frame, check_lens, check_range, ego_lens, fixed_pose, lens_of
+from egomill.tasks.media.checked import agree, exo_entry, head, leaving_out, seen_by
 from egomill.tasks.media.sources import EGO_VIDEO, EXO_VIDEO
 from egomill.tasks.media.untrusted import Bad, regular
 
@@ -90,13 +90,7 @@ def _at_size(settings: Ingest, row: dict, videos: dict[str, str], annotation: di
                 check_range(regular(root, depth, allow), infos[cam], frames, settings.frame_slack)
             exo[cam] = exo_entry(videos[cam], *lens, depth, "range" if depth else None)
     T_world_ego = head(settings, by_frame(annotation[wearer].get("camera_extrinsics"), wearer), frames) if exo else np.empty((0, 4, 4))
-    for cam in list(exo):
-        with leaving_out(left, cam):
-            check_reach(known(T_world_ego), {cam: exo[cam]})
-    exo = {cam: view for cam, view in exo.items() if cam not in left}
-    if not exo:
-        raise none_left(left)
-    check_steps(settings, T_world_ego)
+    exo = seen_by(settings, exo, left, T_world_ego)
     depth_files = [view["depth"] for view in exo.values() if view["depth"]]
     return {
         "fps": ego.fps,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,16 @@ from egomill.kernels.cameras import Camera
 from egomill.kernels.poses import inverse
 from egomill.schemas.config import Ingest
 from egomill.tasks.media import pictures
-from egomill.tasks.media.annotations import check_millimetres, check_reach, check_size, fixed_pose
-from egomill.tasks.media.checked import agree, check_steps, exo_entry, head, known, leaving_out, none_left
+from egomill.tasks.media.annotations import check_millimetres, check_size, fixed_pose, pinhole
+from egomill.tasks.media.checked import agree, exo_entry, head, leaving_out, seen_by
 from egomill.tasks.media.pictures import NUMBERED
-from egomill.tasks.media.untrusted import Bad, below, inside, numbers, opened, regular
+from egomill.tasks.media.untrusted import Bad, below, inside, read_numbers, regular
 
 SUBJECT = re.compile(r"(subject\d{1,3})(_ego)?")
 SCENE, SEQUENCE, CAMERA = re.compile(r"[hko]\d"), re.compile(r"\d{1,4}"), re.compile(r"cam[0-4]")
 EGO, FPS = "cam4", 30.0
 VALIDATION = "subject3", ("k2", "o1", "o2")
 TEST = "subject4"
-TEXT = 4096  # bytes of a file of numbers
-FOCAL = 0.2, 5.0  # times the picture's width
 
 
 def there(root: Path) -> bool:
@@ -118,13 +116,9 @@ def take(row: dict, settings: Ingest) -> dict:
             exo[cam], infos[cam] = exo_entry(f"{cams[cam]}/rgb", camera, T_world_exo, depth, "z-mm" if depth else None), info
     frames = min(info.frames for info in infos.values())
     T_world_ego = head(settings, extrinsics(paths[EGO] / "cam_pose"), frames)
-    for cam in list(exo):
-        with leaving_out(left, cam):
-            check_reach(known(T_world_ego), {cam: exo[cam]})
-    exo = {cam: view for cam, view in exo.items() if cam not in left}
-    if not exo:
-        raise none_left(left or {"": ["no_exo_video", row["folder"]]})
-    check_steps(settings, T_world_ego)
+    if not exo and not left:
+        raise Bad("no_exo_video", row["folder"])
+    exo = seen_by(settings, exo, left, T_world_ego)
     used = (f"{cams[EGO]}/", *(f"{cams[cam]}/" for cam in exo))
     return {
         "fps": FPS,
@@ -143,40 +137,9 @@ def take(row: dict, settings: Ingest) -> dict:
 # -- files of numbers ----------------------------------------------------------------------------------------------------
 
 
-def read_numbers(path: Path, counts: Iterable[int], reason: str) -> np.ndarray:
-    """The numbers of a small text file, of one of these counts, finite. Bad(reason) otherwise."""
-    name = "/".join(path.parts[-2:])
-    try:
-        with opened(path) as file:
-            told = file.read(TEXT + 1)
-        if len(told) > TEXT:
-            raise ValueError(f"more than {TEXT} bytes")
-        values = told.decode("ascii").split()
-    except FileNotFoundError:
-        raise Bad(reason, f"{name}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise Bad(reason, f"{name}: {getattr(error, 'strerror', None) or str(error)[:100]}") from None
-    if len(values) not in set(counts):
-        raise Bad(reason, f"{name}: {len(values)} numbers instead of {' or '.join(map(str, counts))}")
-    try:
-        found = [float(value) for value in values]
-    except ValueError:
-        raise Bad(reason, f"{name}: not numbers") from None
-    return numbers(found, (len(found),), name, reason)
-
-
 def intrinsics(path: Path) -> Camera:
     """cam_intrinsics.txt. Bad(calibration_invalid) where it cannot be one."""
     return pinhole(*read_numbers(path, (6,), "calibration_invalid"), f"{path.parent.name}/{path.name}")  # type: ignore[misc]
-
-
-def pinhole(fx: float, fy: float, cx: float, cy: float, width: float, height: float, name: str) -> Camera:
-    """A pinhole camera, px. Bad(calibration_invalid) where it cannot be one."""
-    sides = width == round(width) and height == round(height) and 16 <= width <= 1 << 14 and 16 <= height <= 1 << 14
-    if not sides or not all(FOCAL[0] < f / width < FOCAL[1] for f in (fx, fy)) or not (0 < cx < width and 0 < cy < height):
-        told = f"focal length {fx:.6g}, {fy:.6g}, centre {cx:.6g}, {cy:.6g} of a {width:.6g}x{height:.6g} picture"
-        raise Bad("calibration_invalid", f"{name}: {told}")
-    return Camera("pinhole", (float(fx), float(fy), float(cx), float(cy)), round(width), round(height))
 
 
 def extrinsics(folder: Path) -> dict[int, Any]:

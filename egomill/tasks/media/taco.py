@@ -22,10 +22,9 @@ import numpy as np
 from egomill.kernels.cameras import Camera
 from egomill.schemas.config import Ingest
 from egomill.tasks.media import pictures, video
-from egomill.tasks.media.annotations import check_reach, fixed_pose
-from egomill.tasks.media.checked import agree, check_steps, exo_entry, head, known, leaving_out, none_left
-from egomill.tasks.media.h2o import pinhole, read_numbers
-from egomill.tasks.media.untrusted import Bad, below, inside, load_json, load_npy, numbers, regular
+from egomill.tasks.media.annotations import fixed_pose, pinhole
+from egomill.tasks.media.checked import agree, exo_entry, head, leaving_out, seen_by
+from egomill.tasks.media.untrusted import Bad, below, inside, load_json, load_npy, numbers, read_numbers, regular
 
 EXO = "Marker_Removed_Allocentric_RGB_Videos", "Allocentric_RGB_Videos"  # the first that has a sequence
 EGO, OF_EXO, OF_EGO = "Egocentric_RGB_Videos", "Allocentric_Camera_Parameters", "Egocentric_Camera_Parameters"
@@ -96,13 +95,7 @@ def take(row: dict, settings: Ingest) -> dict:
             infos[serial] = info
     frames = min(info.frames for info in infos.values())
     T_world_ego = head(settings, {frame: pose for frame, pose in path.items() if frame < frames}, frames)
-    for serial in list(exo):
-        with leaving_out(left, serial):
-            check_reach(known(T_world_ego), {serial: exo[serial]})
-    exo = {serial: view for serial, view in exo.items() if serial not in left}
-    if not exo:
-        raise none_left(left)
-    check_steps(settings, T_world_ego)
+    exo = seen_by(settings, exo, left, T_world_ego)
     return {
         "fps": ego.fps,
         "frames": frames,

@@ -26,6 +26,7 @@ from egomill.schemas.outcome import Rejected
 
 MEGABYTE = 1 << 20
 FILE_LIMIT = 64 * 1024 * MEGABYTE  # of any one file: it is hashed, and a sparse one says any size for nothing
+NUMBERS = 4096  # bytes of a file of numbers
 _HEADER = 16384  # bytes
 JSON_LIMIT = 64 * MEGABYTE  # the poses of an hour are some 30 MB
 # Python's objects for what JSON's signs begin, bytes (measured). A list of empty lists would take 21 times its text.
@@ -175,6 +176,28 @@ def numbers(value: Any, shape: tuple[int, ...], what: str, reason: str) -> np.nd
     if not np.isfinite(array).all():
         raise Bad(reason, f"{what}: not finite")
     return array
+
+
+def read_numbers(path: Path, counts: Iterable[int], reason: str) -> np.ndarray:
+    """The numbers of a small text file, of one of these counts, finite. Bad(reason) otherwise."""
+    name = "/".join(path.parts[-2:])
+    try:
+        with opened(path) as file:
+            told = file.read(NUMBERS + 1)
+        if len(told) > NUMBERS:
+            raise ValueError(f"more than {NUMBERS} bytes")
+        values = told.decode("ascii").split()
+    except FileNotFoundError:
+        raise Bad(reason, f"{name}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise Bad(reason, f"{name}: {getattr(error, 'strerror', None) or str(error)[:100]}") from None
+    if len(values) not in set(counts):
+        raise Bad(reason, f"{name}: {len(values)} numbers instead of {' or '.join(map(str, counts))}")
+    try:
+        found = [float(value) for value in values]
+    except ValueError:
+        raise Bad(reason, f"{name}: not numbers") from None
+    return numbers(found, (len(found),), name, reason)
 
 
 # -- arrays --------------------------------------------------------------------------------------------------------------
