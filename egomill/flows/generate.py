@@ -61,7 +61,7 @@ def by_request(
     if adapter in REFERENCES:
         raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
     settings_ = Profile.load(profile, settings or [])
-    if of(settings_).varied(settings_, split(adapter)[1])[0].truth:
+    if of(settings_).variant(adapter).truth:
         raise ValueError(f"{adapter} is given the true ego video, which a request does not have")
     more = tuple(in_the_wild.View(**view) for view in request.get("more", ()))
     asked = in_the_wild.Request(**{**request, "more": more})

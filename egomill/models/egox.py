@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from egomill.kernels.gga_geometry import Geometry
 from egomill.models.flow import TIMESTEPS, make_scheduler, set_steps, shifted
-from egomill.models.layout import Layout
+from egomill.models.layout import Layout, image_branch
 from egomill.models.method import Method
 from egomill.schemas.config import Generate, Profile
 
@@ -128,11 +128,6 @@ def velocity(transformer: Any, given: Condition, ego: Tensor, sigma: Tensor) -> 
         return_dict=False,
     )[0]
     return out[..., given.exo.shape[-1] :].float()
-
-
-def image_branch(config: Mapping[str, Any]) -> bool:
-    """Whether a transformer of this configuration attends to an image beside the text."""
-    return config.get("added_kv_proj_dim") is not None
 
 
 def training_loss(

@@ -33,8 +33,8 @@ class Layout:
         temporal = 1 if picture else codec.get("scale_factor_temporal", 4)
         spatial = 2 ** (len(codec.get("block_out_channels", (0,))) - 1) if picture else codec.get("scale_factor_spatial", 8)
         patch = transformer.get("patch_size", 1)  # a U-Net has none
-        token, branch = patch if isinstance(patch, int) else patch[-1], transformer.get("image_dim") or transformer.get("added_kv_proj_dim")
-        return Layout(channels, temporal, spatial, token, transformer.get("in_channels", channels), bool(branch))
+        token = patch if isinstance(patch, int) else patch[-1]
+        return Layout(channels, temporal, spatial, token, transformer.get("in_channels", channels), image_branch(transformer))
 
     @property
     def token(self) -> int:
@@ -59,3 +59,8 @@ class Layout:
                 f"a clip has {wanted} frames and sides that are multiples of {self.token} px with this base, not {frames} frames and "
                 f"{', '.join(map(str, sides))} px: set clips.frames, clips.exo_size and clips.ego_size"
             )
+
+
+def image_branch(config: Mapping[str, Any]) -> bool:
+    """Whether a transformer of this configuration attends to an image beside the text."""
+    return config.get("added_kv_proj_dim") is not None or bool(config.get("image_dim"))

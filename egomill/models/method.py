@@ -95,14 +95,14 @@ class Method:
 
     def following(self, profile: Profile, about: Mapping[str, Any]) -> Profile:
         """The profile, with what `follows` an adapter as its description says."""
-        return _changed(profile, {name: about[_leaf(name)] for name in self.follows})
+        return changed(profile, {name: about[_leaf(name)] for name in self.follows})
 
-    def varied(self, profile: Profile, name: str) -> tuple[Variant, Profile]:
-        """A variant, and the profile as it has it; "" is the adapter as it is used. ValueError where the method has no such variant."""
+    def variant(self, adapter: str) -> Variant:
+        """What a name in tables says: a variant of an adapter, or it as it is used. ValueError where the method has no such variant."""
+        name = split(adapter)[1]
         if name and name not in self.variants:
             raise ValueError(f"method {self.name} has no variant {name!r}; known: {', '.join(self.variants) or 'none'}")
-        variant = self.variants[name] if name else Variant()
-        return variant, _changed(profile, variant.settings)
+        return self.variants[name] if name else Variant()
 
     def apart(self, profile: Profile, other: Mapping[str, Any]) -> str:
         """Why rows or an adapter of `other` (a profile's dump, an adapter's description) do not go with the profile; "" where they do."""
@@ -148,7 +148,8 @@ def split(adapter: str) -> tuple[str, str]:
     return spec, variant
 
 
-def _changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
+def changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
+    """The profile with these settings, {section.name: value}."""
     for name, value in settings.items():
         section, _, leaf = name.partition(".")
         profile = profile.model_copy(update={section: getattr(profile, section).model_copy(update={leaf: value})})

@@ -64,7 +64,7 @@ class Pictures:
     def check(self) -> None:
         """That every picture is one of that size, and whole. Errors: VideoError."""
         for number, path in enumerate(self.files):
-            self._of_size(number)
+            self._of_size(number, _bytes(path, HEADER.size))
             if _bytes(path, tail=len(END)) != END:
                 raise VideoError(f"{self.name}: frame {number} is cut short")
 
@@ -78,18 +78,19 @@ class Pictures:
         for number in map(int, ascending):
             if not 0 <= number < len(self):
                 raise VideoError(f"{self.name}: frame {number} asked of {len(self)}")
-            self._of_size(number)
-            found = cv2.imdecode(np.frombuffer(_bytes(self.files[number]), np.uint8), cv2.IMREAD_COLOR)
+            data = _bytes(self.files[number])
+            self._of_size(number, data)
+            found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if found is None:
                 raise VideoError(f"{self.name}: frame {number} is damaged")
             yield cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
 
-    def _of_size(self, number: int) -> None:
-        if self._head(number)[:2] != (self.info.width, self.info.height):
+    def _of_size(self, number: int, data: bytes) -> None:
+        if self._head(number, data)[:2] != (self.info.width, self.info.height):
             raise VideoError(f"{self.name}: frame {number} is not of {self.info.width}x{self.info.height}", "video_geometry")
 
-    def _head(self, number: int) -> tuple[int, int, int, int]:
-        head = header(self.files[number])
+    def _head(self, number: int, data: bytes = b"") -> tuple[int, int, int, int]:
+        head = header(self.files[number], data)
         if head[0] * head[1] > video.MAX_PIXELS:
             raise VideoError(f"{self.name}: {head[0]}x{head[1]} is more than {video.MAX_PIXELS} pixels", "video_too_large")
         return head
@@ -110,10 +111,10 @@ def numbered(folder: Path) -> list[Path]:
     return [folder / entry for _, entry in found]
 
 
-def header(path: Path) -> tuple[int, int, int, int]:
-    """(width, height, bits a channel, kind of colour) of a PNG. VideoError where it is none."""
+def header(path: Path, data: bytes = b"") -> tuple[int, int, int, int]:
+    """(width, height, bits a channel, kind of colour) of a PNG, of which `data` may be read already. VideoError where it is none."""
     try:
-        signature, kind, width, height, bits, colour = HEADER.unpack(_bytes(path, HEADER.size))
+        signature, kind, width, height, bits, colour = HEADER.unpack((data or _bytes(path, HEADER.size))[: HEADER.size])
     except struct.error:
         signature, kind, width, height, bits, colour = b"", b"", 0, 0, 0, 0
     if signature != b"\x89PNG\r\n\x1a\n" or kind != b"IHDR" or not width or not height:
@@ -123,10 +124,11 @@ def header(path: Path) -> tuple[int, int, int, int]:
 
 def millimetres(path: Path) -> np.ndarray:
     """A 16-bit depth picture in metres, float32 [H, W], 0 unknown. VideoError where it is none."""
-    width, height, bits, colour = header(path)
+    data = _bytes(path)
+    width, height, bits, colour = header(path, data)
     if (bits, colour) != (16, 0) or width * height > video.MAX_PIXELS:
         raise VideoError(f"{path.parent.name}/{path.name}: {width}x{height} of {bits} bits; depth is one channel of 16 bits")
-    found = cv2.imdecode(np.frombuffer(_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED)
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.shape != (height, width):
         raise VideoError(f"{path.parent.name}/{path.name}: damaged")
     return found.astype(np.float32) / 1000

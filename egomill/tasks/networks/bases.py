@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from egomill.models.egox import IMAGE_BRANCH_TEXT, image_branch
+from egomill.models.egox import IMAGE_BRANCH_TEXT
 from egomill.schemas.config import Model
-from egomill.tasks.networks.configs import layout, part_config, resolve
+from egomill.tasks.networks.configs import layout
 from egomill.tasks.networks.weights import Base, Parts
 
 SHORT = 16  # hex digits of a revision that tables and adapters carry
@@ -21,17 +21,12 @@ def revision(model: Model) -> str:
     ValueError where the settings do not go with the base: model.text_tokens other than 512 beside an image branch, whose keys would be
     told apart wrongly without a word.
     """
-    if model.text_tokens != IMAGE_BRANCH_TEXT and _image_branch(model.base, model.revision):
+    if model.text_tokens != IMAGE_BRANCH_TEXT and layout(model).image_branch:
         raise ValueError(
             f"model.text_tokens is {model.text_tokens}, and the base {model.base} has an image branch, which takes {IMAGE_BRANCH_TEXT}: "
             f"set model.text_tokens={IMAGE_BRANCH_TEXT} (latents that were encoded otherwise are then made again)"
         )
     return _revision(model.base, model.revision)
-
-
-@lru_cache(maxsize=8)
-def _image_branch(base: str, wanted: str) -> bool:
-    return image_branch(part_config(str(resolve(base, wanted or None)), "transformer"))
 
 
 @lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from egomill.models.latents import to_frames
-from egomill.models.method import Names, of, split
+from egomill.models.method import Names, changed, of, split
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.outcome import Rejected
@@ -39,7 +39,8 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
         if why := adapters.misfit(about, profile, revision):
             raise ValueError(f"adapter {adapter} cannot be used here: {why}")
         profile = method.following(profile, about)
-    variant, profile = method.varied(profile, split(adapter)[1])
+    variant = method.variant(adapter)
+    profile = changed(profile, variant.settings)
     if variant.still:
         raise ValueError(f"{adapter} is scored from what {split(adapter)[0]} made, and generates nothing")
     reads = method.reads if variant.truth else method.given

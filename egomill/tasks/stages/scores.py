@@ -55,8 +55,8 @@ def stage(profile: Profile, adapter: str) -> Stage:
         codec = bases.revision(profile.model)
         first, where = {"latents": ("ego",)}, f"model = '{codec}'"
     elif adapter != "prior":
-        spec, name = split(adapter)
-        first, where = {"generations": ("video",)}, one_of("adapter", [spec if method.varied(profile, name)[0].still else adapter])
+        made_by = split(adapter)[0] if method.variant(adapter).still else adapter
+        first, where = {"generations": ("video",)}, one_of("adapter", [made_by])
     return Stage(
         name="scores",
         reads=first | inputs,
@@ -73,7 +73,7 @@ class Scorer:
 
     def __init__(self, profile: Profile, adapter: str) -> None:
         method = of(profile)
-        self.adapter, self.given, self.still = adapter, method.given_frames, method.varied(profile, split(adapter)[1])[0].still
+        self.adapter, self.given, self.still = adapter, method.given_frames, method.variant(adapter).still
         self.measures, self.missing = perceptual.load(profile.evaluate)
         self.parts = bases.load(profile.model, "vae") if adapter == "codec" else None
 
