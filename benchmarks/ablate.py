@@ -21,6 +21,7 @@ import typer
 
 from egomill.flows.retrain import retrain
 from egomill.tasks.lake.tables import Lake, one_of
+from egomill.tasks.training import gate
 
 METRICS = ("psnr.all", "psnr.first", "psnr.after", "ssim.all", "haarpsi.all")
 FULL = "full"
@@ -64,20 +65,16 @@ def tell(values: Values, takes: dict[str, str], others: list[str], seeds: int) -
         print(f"\n{metric}: {FULL} {fmean(own):.3f}, by seed {', '.join(f'{v:.3f}' for v in own)}")
         for setting in (*others, "base", "codec"):
             by_seed = [difference(values, setting, seed, metric) for seed in range(seeds)]
-            by_take = defaultdict(list)
-            for clip in by_seed[0]:
-                by_take[takes[clip]].append(fmean(d[clip] for d in by_seed))
-            means = [fmean(found) for found in by_take.values()]
-            error = stdev(means) / math.sqrt(len(means))
+            over = gate.over_takes({clip: fmean(d[clip] for d in by_seed) for clip in by_seed[0]}, takes)
             apart = f", seeds ± {stdev(fmean(d.values()) for d in by_seed):.3f}" if seeds > 1 else ""
-            better = sum(m > 1e-6 for m in means)
-            print(f"  {FULL} - {setting:40} {fmean(means):+.3f} ± {error:.3f}{apart}, better in {better} of {len(means)} takes")
+            better = f"better in {over['better'] * over['n']:.0f} of {over['n']} takes"
+            print(f"  {FULL} - {setting:40} {over['mean']:+.3f} ± {over['se'] or math.nan:.3f}{apart}, {better}")
 
 
 def difference(values: Values, setting: str, seed: int, metric: str) -> dict[str, float]:
     """Of every clip that both have: with everything, less with `setting`."""
     full, less = values[FULL, seed][metric], values[setting, seed][metric]
-    return {clip: full[clip] - less[clip] for clip in sorted(set(full) & set(less))}
+    return {clip: round(full[clip] - less[clip], 6) for clip in sorted(set(full) & set(less))}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ official split of that subject.
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 import cv2
@@ -31,18 +30,17 @@ def write_take(out: Path, seed: int, index: int, seconds: float = 3.0, fps: int 
     """
     if fps != FPS:
         raise ValueError(f"H2O's pictures come {FPS} times a second, not {fps}")
-    told, about = out / "simulated.json", json.dumps({"seed": seed, "seconds": seconds})
-    if told.exists() and told.read_text() != about:
-        raise ValueError(f"{out} holds takes of {told.read_text()}: name another folder")
-    write_whole(told, about)
+    about = {"seed": seed, "seconds": seconds}
+    for there in (out / SUBJECTS[index % len(SUBJECTS)]).glob(f"*/{index}"):
+        made = json.loads((there / "simulated.json").read_text())
+        if made != about:
+            raise ValueError(f"{there} is of {made}: name another folder")
+        return _entry(out, there, index, seconds)
     rng = np.random.default_rng([seed, index, 6])
     frames = round(seconds * fps)
     scene = make_scene(int(rng.integers(2**31)), seconds + 1.0, (0.0, seconds))
     kind = {"kitchen": "k1", "office": "o1"}.get(scene.kind, "h1")
     folder = out / SUBJECTS[index % len(SUBJECTS)] / kind / str(index)
-    entry = {"index": index, "take": {"take_name": "_".join(folder.parts[-3:]), "root_dir": str(folder.relative_to(out)), "frames": frames}}
-    if folder.exists():
-        return entry
     part = out / ".partial" / str(index)
     shutil.rmtree(part, ignore_errors=True)
     moments = [scene.moment(frame / fps) for frame in range(frames)]
@@ -52,17 +50,15 @@ def write_take(out: Path, seed: int, index: int, seconds: float = 3.0, fps: int 
     upright = np.eye(4)
     upright[:3, :3] = R_SHOWN_SENSOR.T
     _film(scene, moments, _camera(rng), [moment.T_world_ego @ upright for moment in moments], part / f"cam{len(EXO)}", own=True)
+    (part / "simulated.json").write_text(json.dumps(about))
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.rename(part, folder)
-    return entry
+    return _entry(out, folder, index, seconds)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step; several processes may write the same at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    part.write_text(text)
-    os.replace(part, path)
+def _entry(out: Path, folder: Path, index: int, seconds: float) -> dict:
+    place = folder.relative_to(out)
+    return {"index": index, "take": {"take_name": "_".join(place.parts), "root_dir": str(place), "frames": round(seconds * FPS)}}
 
 
 def _camera(rng: np.random.Generator) -> Camera:

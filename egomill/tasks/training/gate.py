@@ -47,14 +47,14 @@ def compare(lake: Lake, adapters: Sequence[str], split: str | None = None, pairs
         clips |= common
         for a in having:
             if common:
-                means[a][metric] = _over_takes({c: values[a][metric][c] for c in common}, takes)
+                means[a][metric] = over_takes({c: values[a][metric][c] for c in common}, takes)
     wanted = list(pairs) if pairs is not None else [(present[-1], b) for b in present[:-1]]
     differences = []
     for a, b in wanted:
         for metric in metrics:
             common = set(values[a][metric]) & set(values[b][metric])
             if common:
-                over = _over_takes({c: values[a][metric][c] - values[b][metric][c] for c in common}, takes)
+                over = over_takes({c: values[a][metric][c] - values[b][metric][c] for c in common}, takes)
                 differences.append({"a": a, "b": b, "metric": metric, **over})
     computed = {m for a in present for m in values[a]}
     return {
@@ -92,7 +92,7 @@ def _takes(lake: Lake, split: str | None) -> dict[str, str]:
     return dict(zip(clips["clip_id"].to_pylist(), clips["take_uid"].to_pylist(), strict=True))
 
 
-def _over_takes(values: dict[str, float], takes: dict[str, str]) -> dict:
+def over_takes(values: dict[str, float], takes: dict[str, str]) -> dict:
     """Mean over takes of the takes' means, its standard error, the number of takes, and the share of them above zero."""
     by_take: dict[str, list[float]] = defaultdict(list)
     for clip, value in sorted(values.items()):
