@@ -19,7 +19,7 @@ from egomill.tasks.stages.clips import selected
 from egomill.tasks.training import gate
 
 HELD_OUT = ("test", "unseen")
-REFERENCES = ("prior", "codec")  # not generated: the filled prior, and the truth through the codec
+REFERENCES = ("prior", "sparse", "codec")  # not generated: a filled map, and the truth through the codec
 
 
 @flow(name="generate", log_prints=True, validate_parameters=False)
@@ -42,7 +42,7 @@ def generate(lake: str, adapter: str, profile: str = "local", settings: list[str
 
 @flow(name="evaluate", log_prints=True, validate_parameters=False)
 def evaluate(lake: str, adapter: str, profile: str = "local", settings: list[str] | None = None, tracking: str = "") -> dict:
-    """Score what an adapter, a variant of one, or "base", "prior", "codec", makes of every held-out clip. Returns the paired comparison
+    """Score what an adapter, a variant of one, or "base" or a reference makes of every held-out clip. Returns the paired comparison
     with what is scored of the filled prior, the codec, the base and the adapter's variants.
     """
     settings_ = Profile.load(profile, settings or [])

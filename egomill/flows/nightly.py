@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from egomill.flows.prepare import prepare
 from egomill.flows.rebuild import rebuild
 from egomill.flows.retrain import retrain
 from egomill.flows.steps import call, do, link, meter, say, show
@@ -26,6 +27,10 @@ def nightly(
     """Takes to a release, to an adapter, to a page that shows both. Each half does nothing where nothing changed."""
     Tracker.of(tracking, lake)  # a server that does not answer is told before the work, not after it
     built = call(rebuild, lake=lake, sources_=sources_, profile=profile, settings=settings)
+    if needed := call(prepare, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking):
+        settings = [*(settings or []), *needed]
+        again = call(rebuild, lake=lake, sources_=sources_, profile=profile, settings=settings)
+        built = {**again, "new": built["new"] or again["new"], "computed": built["computed"] + again["computed"]}
     trained = call(retrain, lake=lake, profile=profile, settings=settings, release=built["release"], tracking=tracking)
     page = do("report", write_report, lake, trained["adapter"], tracking, report)
     link("report", page, "report")

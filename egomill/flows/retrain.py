@@ -13,13 +13,27 @@ from egomill.models.method import of, split
 from egomill.schemas.config import Profile
 from egomill.tasks.lake import releases
 from egomill.tasks.lake.heartbeat import alive
-from egomill.tasks.lake.runs import recorded
+from egomill.tasks.lake.runs import Run, recorded
 from egomill.tasks.lake.tables import Lake
-from egomill.tasks.lake.tracking import Tracker
+from egomill.tasks.lake.tracking import Adapter, Tracker
 from egomill.tasks.networks import bases
 from egomill.tasks.stages import generations
 from egomill.tasks.stages.clips import selected
 from egomill.tasks.training import adapters, gate, train
+
+
+def fitted(run: Run, release: str, tracker: Tracker) -> tuple[Adapter, bool]:
+    """The adapter of a release ("": the newest) by the run's profile, and whether it was trained just now."""
+    for left, starter in tracker.running().items():
+        if not alive(run.lake, starter):
+            tracker.end(left, "FINISHED" if tracker.registered(left) else "KILLED")
+    tracker.settle(of(run.profile).name)
+    source = releases.get(run.lake, release)
+    run.release_in = source["name"]
+    if found := train.existing(run.lake, source, run.profile, tracker):
+        return found, False
+    with meter("train") as advance:
+        return do("train", train.train, run.lake, source, run.profile, tracker, run.id, advance), True
 
 
 @flow(name="retrain", log_prints=True, validate_parameters=False)
@@ -31,17 +45,7 @@ def retrain(lake: str, profile: str = "local", settings: list[str] | None = None
     settings_ = Profile.load(profile, settings or [])
     method, tracker = of(settings_), Tracker.of(tracking, lake)
     with recorded(Lake(lake), "retrain", settings_) as run:
-        for left, starter in tracker.running().items():
-            if not alive(run.lake, starter):
-                tracker.end(left, "FINISHED" if tracker.registered(left) else "KILLED")
-        tracker.settle(method.name)
-        source = releases.get(run.lake, release)
-        run.release_in = source["name"]
-        candidate = train.existing(source, settings_, tracker)
-        trained = candidate is None
-        if candidate is None:
-            with meter("train") as advance:
-                candidate = do("train", train.train, run.lake, source, settings_, tracker, run.id, advance)
+        candidate, trained = fitted(run, release, tracker)
         tracker.nominate(candidate)
         link("mlflow-run", tracker.uri, f"MLflow run {candidate.run_id}")
 

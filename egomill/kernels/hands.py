@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from egomill.kernels.cameras import Camera
 from egomill.kernels.footprint import depth_edges
@@ -35,10 +36,15 @@ def surface(joints: Tensor, camera: Camera) -> Tensor:
     rays, inside = camera.rays()
     nearest = torch.full(rays.shape[:-1], torch.inf)
     for hand in joints.float():
+        known = hand[hand.isfinite().all(dim=-1)]
+        if not len(known):
+            continue
+        middle, reach = known.mean(dim=0), (known - known.mean(dim=0)).norm(dim=-1).max() + PALM
+        along = rays @ middle
+        near = middle.dot(middle) - along**2 < reach**2  # rays that meet the ball around the hand: no other meets it
         for a, b in BONES:
             if hand[[a, b]].isfinite().all():
-                found = _capsule(rays, hand[a], hand[b], FINGER if a else PALM)
-                nearest = torch.minimum(nearest, found)
+                nearest[near] = torch.minimum(nearest[near], _capsule(rays[near], hand[a], hand[b], FINGER if a else PALM))
     return torch.where(inside, nearest, torch.inf)
 
 
@@ -60,6 +66,27 @@ def _capsule(d: Tensor, a: Tensor, b: Tensor, radius: float) -> Tensor:
     return torch.where(t > 0, t, torch.inf)
 
 
+def by_themselves(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """Hands [N, 2, 21, 3] in a frame of their own, metres, NaN where unknown: however the camera stands, they are the same. And the
+    direction [N, 3], in that frame, in which the camera's picture goes down.
+
+    Origin: the middle of the known joints. x: from the left wrist to the right one; of a single hand from the wrist to its middle knuckle.
+    y: across it, towards the fingers; of a single hand towards its little finger. All NaN where these are not known.
+    """
+    wrists, middle, index, little = (joints[:, :, j] for j in (0, 9, 5, 17))
+    both = wrists.isfinite().all(dim=-1).all(dim=-1)
+    fingers = middle - wrists
+    one = torch.where(fingers[:, 0].isfinite().all(dim=-1), 0, 1)
+    rows = torch.arange(len(joints))
+    x = torch.where(both[:, None], wrists[:, 1] - wrists[:, 0], fingers[rows, one])
+    y = torch.where(both[:, None], fingers.nanmean(dim=1), (little - index)[rows, one])
+    x = functional.normalize(x, dim=-1)
+    y = functional.normalize(y - (x * y).sum(dim=-1, keepdim=True) * x, dim=-1)
+    R = torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1)
+    flat = joints.flatten(1, 2)
+    return ((flat - flat.nanmean(dim=1, keepdim=True)) @ R).view_as(joints), R[:, 1]
+
+
 @dataclass(frozen=True)
 class Scale:
     """The factor from estimated depth to metres, how many pixels said so, and the spread (quartile to quartile) of its logarithm."""
@@ -77,7 +104,7 @@ def scale(hands: Tensor, depth: Tensor, shrink: int = 1) -> Scale:
     does not (a tenth of background: a fifth off). NaN where no pixel is left.
     """
     there = hands.isfinite().float()[:, None]
-    whole = -torch.nn.functional.max_pool2d(-there, 2 * shrink + 1, stride=1, padding=shrink)[:, 0] > 0
+    whole = -functional.max_pool2d(-there, 2 * shrink + 1, stride=1, padding=shrink)[:, 0] > 0
     used = whole & ~depth_edges(depth, window=3)
     ratios = (hands[used] / depth[used]).double().log()
     if not len(ratios):

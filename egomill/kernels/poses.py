@@ -69,3 +69,28 @@ def jumps(T: Tensor, max_step: float, max_turn: float) -> Tensor:
     turn = torch.arccos(((trace - 1) / 2).clamp(-1, 1))
     bad = (step > max_step) | (turn > max_turn)
     return torch.cat((torch.zeros(1, dtype=torch.bool), bad))
+
+
+def hold(T: Tensor) -> Tensor:
+    """Poses [F, 4, 4] with every unknown one told: interpolated between known ones however far they are apart, and held at both ends.
+
+    ValueError where none is known.
+    """
+    known = torch.isfinite(T).all(dim=-1).all(dim=-1).nonzero().flatten()
+    if not len(known):
+        raise ValueError("no pose of the path is known")
+    out = fill_gaps(T, len(T))
+    out[: known[0]], out[known[-1] :] = T[known[0]], T[known[-1]]
+    return out
+
+
+def smooth(T: Tensor, width: int) -> Tensor:
+    """Poses [F, 4, 4], each replaced by the mean of the `width` (odd) around it, fewer at the ends: positions by mean, rotations by the
+    rotation nearest to the mean of matrices."""
+    reach, out = width // 2, T.clone()
+    for frame in range(len(T)):
+        near = T[max(0, frame - reach) : frame + reach + 1]
+        U, _, Vh = torch.linalg.svd(near[:, :3, :3].mean(dim=0))
+        U[:, 2] *= torch.linalg.det(U @ Vh).sign()
+        out[frame, :3, :3], out[frame, :3, 3] = U @ Vh, near[:, :3, 3].mean(dim=0)
+    return out

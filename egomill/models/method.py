@@ -60,13 +60,14 @@ class Method:
     name: str  # by which adapters are registered
     module: str  # where it stands: its code is part of every row and adapter that it makes
     stages: tuple[str, ...]  # of a rebuild after clips: modules in tasks/stages, or dotted names; each has `stage(profile)`
-    reads: Names  # a training sample; what a row does not have is left out of the sample
+    reads: Names  # a training sample; what a row does not have is left out of the sample; "*" in a name: see `by`
     truth: tuple[str, ...]  # those of its names that generation is not given
     check: Callable[[Profile, Layout], None]  # ValueError where base and settings do not go with the method
     build: Callable[[Any, Profile], nn.Module]  # the base's parts and the profile to a net
     batch: Callable[[Mapping[str, Tensor], Profile, torch.device], Batch]  # a sample's tensors [B, ...] to what the net takes
     sample: Callable[[Any, Any, Sequence[torch.Generator], Generate], Tensor]  # net, batch, a generator a clip: latents [B, C, f, h, w]
     parts: tuple[str, ...] = ("transformer",)  # of the base, that the net is built of
+    by: tuple[str, str] = ("", "")  # settings whose values stand for "*" in names: in training, in generation
     guided: tuple[str, ...] = ()  # further ones, where generate.guidance is above 1
     shown: tuple[str, ...] = ()  # latents of a sample that are pictures
     follows: tuple[str, ...] = ()  # settings, section.name, in which generation follows the adapter's training
@@ -78,12 +79,23 @@ class Method:
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
     variants: Mapping[str, Variant] = field(default_factory=dict)  # by name, of letters and hyphens
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
+    needs: Mapping[str, Callable[[Profile], list[str]]] = field(default_factory=dict)  # setting that names the folder of another method's
+    # adapter: the settings by which that one is trained (flows/prepare.py)
+    pretraining: str = "pretrain_videos"  # module in tasks/training: how the embedded base is made
     blank: Callable[[Profile, Layout, Any], Batch] | None = None  # a batch of zeros, of the base's configuration: sizes are counted on it
 
-    @property
-    def given(self) -> Names:
-        """What generation reads of a clip."""
-        return {table: tuple(name for name in names if name not in self.truth) for table, names in self.reads.items()}
+    def learnt(self, profile: Profile) -> Names:
+        """What training reads of a clip."""
+        return self._named(profile, self.by[0])
+
+    def given(self, profile: Profile, truth: bool = False) -> Names:
+        """What generation reads of a clip; with `truth` also what it is not given."""
+        found = self._named(profile, self.by[1])
+        return {table: tuple(name for name in names if truth or name not in self.truth) for table, names in found.items()}
+
+    def _named(self, profile: Profile, setting: str) -> Names:
+        value = _at(profile.model_dump(), setting) if setting else ""
+        return {table: tuple(name.replace("*", value) for name in names) for table, names in self.reads.items()}
 
     def conditioning(self, profile: Profile) -> dict[str, Any]:
         """What an adapter has to say of how it is conditioned."""

@@ -15,7 +15,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 PROFILES = Path(__file__).parent.parent / "profiles"
-STAGES = ["takes", "clips", "depth", "priors", "directions", "captions", "latents", "generations", "scores"]
+STAGES = ["takes", "clips", "depth", "priors", "directions", "captions", "hands", "scales", "ego_hands", "alignments", "sparse"]
+STAGES += ["latents", "generations", "scores"]
+Source = Literal["calibrated", "annotated", "jittered", "predicted"]
 
 
 class Section(BaseModel):
@@ -144,6 +146,62 @@ class Exo2EgoSyn(Section):
     refine: float = Field(default=0.0, ge=0, lt=1)  # noise level from which a first frame is trained to be made anew; 0: it stays as it is
 
 
+class Hands(Section):
+    """Who says where hands are."""
+
+    source: Literal["annotated", "files", "landmarks"] = "annotated"  # the data set, .npz files beside it, or a landmark network
+    labels: Literal["manual", "automatic", "both"] = "both"  # of Ego-Exo4D; with "both" a manual joint goes before an automatic one
+    min_views: int = Field(default=3, ge=1)  # cameras by which a manual joint of Ego-Exo4D was triangulated
+    min_frames: float = Field(default=0.5, gt=0, le=1)  # share of the clip's frames that show a hand
+    palm: str = ""  # .tflite file of the palm detector
+    landmark: str = ""  # .tflite file of the landmark network
+    palm_sha256: str = ""  # that these files have to have; "": any
+    landmark_sha256: str = ""
+
+
+class EgoHands(Section):
+    """The regressor of ego hands from the exo picture: its sizes and its training (models/ego_hands.py)."""
+
+    sees: Literal["picture", "hands", "both"] = "picture"  # the exo picture (the paper), the hands as the exo camera has them, or both
+    start: str = ""  # folder of a ViT that training starts with, whose sizes then count; "": none, with these:
+    picture: int = 224  # px of the exo picture that it sees
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 512  # of the layers behind it
+    steps: int = 2000
+    batch: int = 4  # clips a worker and pass
+    learning_rate: float = 1e-4
+
+
+class GenEgo(Section):
+    """Choices of method genego."""
+
+    sources: tuple[Source, ...] = ("calibrated", "annotated", "jittered", "predicted")  # of alignments that are made
+    trained: Source = "jittered"  # that training sees
+    given: Source = "predicted"  # that generation sees
+    regressor: str = ""  # folder of a trained regressor of ego hands; "": `nightly` trains one
+    scale: Literal["as-is", "hands"] = "as-is"  # depth as it is, or brought to metres by the hands
+    jitter: tuple[float, float] = (0.03, 4.0)  # metres and degrees (standard deviations) by which hands are moved in "jittered"
+    reducer: Literal["trained", "released"] = "trained"  # of the pose map's latents to one channel; "released": random and fixed
+    full: bool = False  # train the whole U-Net, without LoRA
+    drop: float = Field(default=0.1, ge=0, le=1)  # share of training samples without text, for guidance
+    pure: float = Field(default=0.0, ge=0, le=1)  # share of training samples at pure noise, where few-step sampling begins
+    eta: float = Field(default=1.0, ge=0, le=1)  # of DDIM: noise anew at every step; 0: none
+    same_noise: bool = False  # all frames of a clip begin with the same noise: less flicker
+    sparse: bool = True  # false: without the sparse map, for comparison
+    pose: bool = True
+    text: bool = True
+
+    @model_validator(mode="after")
+    def _made(self) -> GenEgo:
+        for name in ("trained", "given"):
+            if (source := getattr(self, name)) not in self.sources:
+                raise ValueError(f"genego.{name} is {source}, which genego.sources does not make")
+        return self
+
+
 class Train(Section):
     """How an adapter is trained. The global batch is batch · accumulate · workers."""
 
@@ -191,9 +249,9 @@ class Evaluate(Section):
 class Resources(Section):
     """What the actors of a stage take, how many there are, and how long they may. Nothing here enters a fingerprint.
 
-    Stages are named as in reports, by the table that they make: takes, clips, depth, priors, directions, captions, latents, generations,
-    scores. One that is not named takes one CPU. On a cluster this is also what places a stage: one that takes a part of a GPU runs where
-    GPUs are, and one that takes no CPU leaves those to others. What training takes stands in `train` (workers, gpu).
+    Stages are named as in reports, by the table that they make (`STAGES`). One that is not named takes one CPU. On a cluster this is also
+    what places a stage: one that takes a part of a GPU runs where GPUs are, and one that takes no CPU leaves those to others. What
+    training takes stands in `train` (workers, gpu).
     """
 
     shard: int = Field(default=8, ge=1)  # rows that an actor takes at a time, fewer where there are actors idle; what a crash may cost
@@ -230,6 +288,9 @@ class Profile(Section):
     captions: Captions = Captions()
     model: Model = Model()
     exo2egosyn: Exo2EgoSyn = Exo2EgoSyn()
+    hands: Hands = Hands()
+    ego_hands: EgoHands = EgoHands()
+    genego: GenEgo = GenEgo()
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()

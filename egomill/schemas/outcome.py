@@ -38,6 +38,11 @@ REASONS = {
     # clips
     "too_short": "the take has no window of the recipe's length",
     "no_window": "no window of the take passed the checks",
+    # hands
+    "hands_invalid": "hand annotations or files are malformed, in another unit, or of another clip",
+    "no_hands": "no hand is known in enough of the clip's frames",
+    "scale_unreliable": "the hands' surface does not tell by which factor depth becomes metres",
+    "hands_unaligned": "the hands seen from outside and from the head fit no motion between the two cameras that can be believed",
     # derived rows
     "upstream": "an earlier stage has no row for this clip",
     "no_depth_estimator": "no depth lies on disk and no estimator's weights are configured",

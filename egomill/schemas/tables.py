@@ -34,7 +34,11 @@ MADE = ("fingerprint", "run_id", "content", "recipe", "inputs")
 NO_CONTENT = (*MADE, "seconds")  # how long something took comes out otherwise each time
 FORMAT = 2  # of a lake: 1 held a clip's latents in one row (tasks/keeping/upgrade.py)
 FOLDERS = {"latents": "tensors"}  # where a table does not lie in a folder of its name: `latents` is that of format 1
-LATER = {"clips": ("more_views",)}  # columns that came to a format: null in older rows, and no part of a row's content where they are null
+# Columns that came to a format: null in older rows, and no part of a row's content where they are null.
+LATER = {"takes": ("hands",), "clips": ("more_views", "hands")}
+# Columns that are no part of a row's content, but of what a row is made from whose stage reads them: hand annotations may come, or change,
+# and nothing that does not look at hands is made again.
+ASIDE = {"takes": ("hands",), "clips": ("hands",)}
 
 # An exo view of a clip. The first one's columns are the clip's own.
 VIEW: dict[str, pa.DataType] = {
@@ -77,6 +81,7 @@ TABLES: dict[str, pa.Schema] = {
         files=_S,  # JSON {relative path: {sha256, bytes, mtime_ns}}
         task=_S,
         descriptions=_S,  # JSON [{text, timestamp}] in seconds of the take
+        hands=_S,  # JSON of what says where hands are (tasks/media/hand_files.py), with a digest of its files; null where nothing does
     ),
     # One row a candidate window; `chosen` ones go on.
     "clips": _derived(
@@ -113,6 +118,7 @@ TABLES: dict[str, pa.Schema] = {
         task=_S,  # of the take
         description=_S,  # what annotators wrote for the window, one sentence after the other
         more_views=pa.list_(pa.struct(VIEW)),  # of the same moment, in order, after the first; null where there are none
+        hands=_S,  # as of the take
     ),
     "depth": _derived(
         "clip_id",
@@ -135,7 +141,31 @@ TABLES: dict[str, pa.Schema] = {
         centres=TENSOR,  # [f, 3] float32, world
     ),
     "captions": _derived("clip_id", text=_S, source=_S),
+    # Hands: 21 joints each (kernels/hands.py), left then right, metres, NaN where unknown.
+    "hands": _derived(
+        "clip_id",
+        joints_exo=TENSOR,  # [F, 2, 21, 3] float32, in the exo camera's frame
+        joints_ego=TENSOR,  # the true ones in the ego camera's (sensor) frame, where known cameras and annotations tell them, else null
+        picture=TENSOR,  # [F, 3, S, S] uint8, the exo view as the regressor of ego hands sees it
+        frames=_I,  # that show a hand
+        estimator=_S,  # who said so: name and digest of weights
+    ),
+    "scales": _derived("clip_id", factor=_F, pixels=_I, spread=_F),  # from depth to metres by the hands' surface
+    "ego_hands": _derived("clip_id regressor", joints_ego=TENSOR),  # predicted by the regressor of that digest
+    "alignments": _derived(
+        "clip_id source",  # calibrated, annotated, jittered or predicted
+        T_ego_exo=TENSOR,  # [F, 4, 4] float64, known in every frame
+        joints_ego=TENSOR,  # [F, 2, 21, 3] that the pose map draws
+        residual=TENSOR,  # [F] m, NaN where nothing was fitted
+        refused=_L,  # [F] why a frame's own fit was not believed (kernels/alignment.py), "" where it was
+        weak=TENSOR,  # [F] bool: by one hand only
+        exchanged=_B,  # left and right, in the whole clip
+        centimetres=_F,  # of the ego camera's place off the calibrated one, median over frames; null where that is not known
+        degrees=_F,  # of its direction
+    ),
+    "sparse": _derived("clip_id source", video=_BYTES, valid=TENSOR, pose=_BYTES, coverage=_F),
     "latents": _derived(
+        # model: of the base; behind a slash, of which part of the clip's latents, where several stages make them.
         "clip_id model name",  # name: what of the clip it is, in the method's words (models/method.py): exo, prior, ego, text, ...
         names=_L,  # of all rows that the clip has of this model: where one is missing, all are made again
         tensor=TENSOR,  # float16: normalised latents [C, f, h, w], embeddings [tokens, dim], ...
@@ -217,7 +247,10 @@ def take_of(table: str, key: tuple[str, ...]) -> str:
 
 
 LONG = ("latents",)  # of one value a row: what is read of them are names of rows, not columns
-RELEASED = ("takes", "clips", "depth", "priors", "directions", "captions", "latents")  # what a release pins
+RELEASED = (  # what a release pins, parents first
+    *("takes", "clips", "depth", "priors", "directions", "captions", "hands", "scales", "ego_hands", "alignments", "sparse"),
+    "latents",
+)
 
 
 def columns(table: str) -> str:
@@ -227,7 +260,7 @@ def columns(table: str) -> str:
 
 def silent(table: str, row: dict) -> tuple[str, ...]:
     """The columns that are no part of a row's content."""
-    return (*NO_CONTENT, *(column for column in LATER.get(table, ()) if row.get(column) is None))
+    return (*NO_CONTENT, *ASIDE.get(table, ()), *(column for column in LATER.get(table, ()) if row.get(column) is None))
 
 
 def as_stored(table: str, rows: list[dict]) -> list[dict]:

@@ -205,9 +205,11 @@ def forget(
 def _costs(found: dict) -> None:
     """What `plan` says of a training: one line a figure."""
     step, tokens = found["step"], found["tokens"]
+    kinds = [f"{count:,} {kind}" for kind, count in tokens.items() if kind not in ("all", "frames")]
+    of_kinds = f" = {' + '.join(kinds)}" if kinds else ""
     hours = "give --rate" if found["hours"] is None else f"{found['hours']:.1f}"
     lines = {
-        "tokens of a clip": f"{tokens['all']:,} = {tokens['exo']:,} exo + {tokens['ego']:,} ego, {tokens['frames']} latent frames",
+        "tokens of a clip": f"{tokens['all']:,}{of_kinds}, {tokens['frames']} latent frames",
         "parameters": f"{step['parameters']:,}, and {step['trained']:,} trained",
         "arithmetic": f"{step['tflop']:,.3g} TFLOP a pass and worker",
         "memory": f"{found['memory_gib']:,.3g} GiB a worker: base {step['base_gib']:.3g}, adapter with gradients and moments "

@@ -51,11 +51,13 @@ def pretrain(
     folder: Path,
     minutes: Annotated[float, typer.Option(help="Wall clock of the training.")] = 60.0,
     seeds: Annotated[int, typer.Option(help="How many simulated scenes.")] = 2000,
+    method: Annotated[str, typer.Option(help="Whose embedded base.")] = "egox",
 ) -> None:
-    """Train the embedded base model from nothing, on simulated scenes that no take uses."""
+    """Train the embedded base model of a method from nothing, on simulated scenes that no take uses."""
+    from egomill.tasks.training.pretrain import of_method
     from egomill.tasks.training.pretrain import pretrain as train
 
-    record = train(folder, seeds=seeds, minutes=minutes)
+    record = train(folder, of_method(method), seeds=seeds, minutes=minutes)
     reply(record, True)
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
-from egomill.schemas.tables import KEYS, LONG
+from egomill.schemas.tables import ASIDE, KEYS, LONG
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, all_of, one_of
 
@@ -74,8 +74,8 @@ def _wanted(
         inputs = inputs.join(pa.table({"key": pa.array(list(keys), pa.string())}), "key", join_type="left semi")
     for table in others:
         inputs = inputs.join(_contents_in(stage, lake, table, versions[table]), "key")
-    absent = zip(*(pc.is_null(inputs[table]).to_pylist() for table in others), strict=True) if others else ((),) * len(inputs)
-    lacking = [", ".join(table for table, gone in zip(others, row, strict=True) if gone) or None for row in absent]
+    absent = zip(*(pc.is_null(inputs[table]).to_pylist() for table in versions), strict=True)
+    lacking = [", ".join(table for table, gone in zip(versions, row, strict=True) if gone) or None for row in absent]
     missing = pa.array(lacking, pa.string())
     parts = pa.table({table: pc.fill_null(inputs[table], "") for table in versions})
     made, told = stage.fingerprints(parts)
@@ -86,14 +86,22 @@ _WANTED = pa.schema([(name, pa.string()) for name in ("key", "fingerprint", "inp
 
 
 def _contents_in(stage: Stage, lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
-    """(key, `table`): the content of each key's row; of a `LONG` table a digest of those that the stage reads."""
+    """(key, `table`): the content of each key's row, with the columns of `ASIDE` that the stage reads; of a `LONG` table a digest of the
+    rows that the stage reads, null where one of them is missing that other keys have."""
     if table not in LONG:
-        return _by_key(lake.read(table, [KEYS[table][0], "content"], where, version), table)
+        aside = [column for column in ASIDE.get(table, ()) if column in stage.reads[table]]
+        rows = lake.read(table, [KEYS[table][0], "content", *aside], where, version)
+        for column in aside:
+            both = zip(rows["content"].to_pylist(), rows[column].to_pylist(), strict=True)
+            content = pa.array([content if beside is None else digest(content, beside) for content, beside in both], pa.string())
+            rows = rows.drop_columns([column]).set_column(1, "content", content)
+        return _by_key(rows, table)
     rows = lake.read(table, [KEYS[table][0], "name", "content"], all_of(one_of("name", stage.reads[table]), where), version)
     by_key: dict[str, list[tuple[str, str]]] = {}
     for key, *named in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         by_key.setdefault(key, []).append((named[0], named[1]))
-    contents = [digest(*sorted(named)) for named in by_key.values()]
+    every = {name for named in by_key.values() for name, _ in named}
+    contents = [digest(*sorted(named)) if len(named) == len(every) else None for named in by_key.values()]
     return pa.table({"key": pa.array(list(by_key), pa.string()), table: pa.array(contents, pa.string())})
 
 

@@ -47,7 +47,7 @@ def handed(reads: Reads, inputs: dict) -> dict:
 def opened(table: str, rows: list[dict], wanted: Iterable[str] = ()) -> dict:
     """Rows of one key of a `LONG` table as one: {key column: key, name: value, ...}. Damaged where one that is wanted is gone."""
     first, value = KEYS[table][0], TABLES[table].names[-1]
-    lacking = set(rows[0]["names"] or ()) & set(wanted) - {row["name"] for row in rows}
+    lacking = {name for row in rows for name in row["names"] or ()} & set(wanted) - {row["name"] for row in rows}
     if lacking:
         raise Damaged(f"table {table} has no row {rows[0][first]} {sorted(lacking)[0]} any more: `egomill repair`, then rebuild")
     return {first: rows[0][first], **{row["name"]: row[value] for row in rows}}

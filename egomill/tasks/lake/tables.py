@@ -34,7 +34,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 
 from egomill.schemas.fingerprint import content_of, digest
-from egomill.schemas.tables import FOLDERS, FORMAT, KEYS, MADE, NO_CONTENT, TABLES, take_of
+from egomill.schemas.tables import ASIDE, FOLDERS, FORMAT, KEYS, MADE, NO_CONTENT, TABLES, take_of
 from egomill.tasks.lake.folders import listed
 from egomill.tasks.lake.fragments import fragment, look, one_of, without
 
@@ -388,9 +388,10 @@ def intact(table: str, row: dict) -> None:
     """Raise Damaged where the values of a row, all columns of it, are not those that were committed."""
     if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
         return  # a take's `content` is not of all its columns
-    null = [column for column, value in row.items() if value is None and column not in NO_CONTENT]
+    silent = (*NO_CONTENT, *ASIDE.get(table, ()))
+    null = [column for column, value in row.items() if value is None and column not in silent]
     later = (columns for n in range(3) for columns in combinations(null, n))  # that came to the table after the row: two at most are tried
-    if not any(row["content"] == content_of(row, (*NO_CONTENT, *columns)) for columns in later):
+    if not any(row["content"] == content_of(row, (*silent, *columns)) for columns in later):
         name = " ".join(str(row[key]) for key in KEYS[table])
         raise Damaged(f"row {name} of table {table} is not what was committed: `egomill repair` makes it pending again")
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
-from egomill.tasks.media import h2o, taco
+from egomill.tasks.media import h2o, hand_places, taco
 from egomill.tasks.media.indices import INDEX_LIMIT, SPLITS, Index, few, metadata, read_index, take_names, task_of
 from egomill.tasks.media.untrusted import Bad, below, inside, load_json, regular, stat_signature
 
@@ -50,8 +50,12 @@ def discover(roots: list[Path], allow: Iterable[str] = ()) -> list[Item]:
     _part_twins(rows, allow)
     items = []
     for row in rows:
+        hands = {} if row["fault"] else hand_places.there(row)
+        row |= {"hands": hands} if hands else {}
         told = json.dumps(row, sort_keys=True)  # as text: what a data set says may hold NaN
-        items.append(Item(row["take_uid"], digest(told, stat_signature(Path(row["root"]), row["files"])), row))
+        items.append(
+            Item(row["take_uid"], digest(told, stat_signature(Path(row["root"]), row["files"] + hand_places.files_of(hands))), row)
+        )
     return items
 
 

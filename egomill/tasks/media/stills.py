@@ -41,6 +41,11 @@ def show_holes(frames: Frames, valid: np.ndarray, square: int = 8) -> Frames:
     return np.where(valid[..., None], frames, board)
 
 
+def over(picture: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """A drawing on black, uint8 [H, W, 3], laid over a dimmed picture."""
+    return np.where(drawn.any(axis=-1, keepdims=True), drawn, picture // 2)
+
+
 def contact_sheet(videos: Mapping[str, Frames], frames: Sequence[int], height: int = 128, gap: int = 4) -> np.ndarray:
     """One row a video, one column a frame, each video's name at the left → uint8 [H, W, 3] on white."""
     label = 96

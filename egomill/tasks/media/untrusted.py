@@ -227,7 +227,7 @@ def load_npy(path: Path, most: int) -> np.ndarray:
 
 
 class Npz:
-    """An open .npz file. Opening it reads the headers of those of `names` that are in it (`heads`); `pictures` reads data.
+    """An open .npz file. Opening it reads the headers of those of `names` that are in it (`heads`); `pictures` and `items` read data.
 
     Errors, here and there: ValueError or OSError.
     """
@@ -252,10 +252,23 @@ class Npz:
 
         One picture at a time is in memory beside what is kept. The rest is read past, so that the checksum of the whole is seen to hold.
         """
-        shape, dtype, by_column, offset = self.heads[name]
+        shape, by_column = self.heads[name].shape, self.heads[name].by_column
         count, *size = shape if len(shape) == 3 else (1, *shape)
         if len(size) != 2 or math.prod(size) > most or by_column:
             raise ValueError(f"{name}: {shape} is no row of pictures of at most {most} pixels")
+        return self._read(name, wanted, count, tuple(size), of)
+
+    def items(self, name: str, wanted: Iterable[int], size: tuple[int, ...]) -> np.ndarray:
+        """The items `wanted` of an array [N, *size], ascending."""
+        shape, by_column = self.heads[name].shape, self.heads[name].by_column
+        if shape[1:] != size or by_column:
+            raise ValueError(f"{name}: {shape} is no row of {size}")
+        return self._read(name, wanted, shape[0], size, lambda item: item)
+
+    def _read(
+        self, name: str, wanted: Iterable[int], count: int, size: tuple[int, ...], of: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        _, dtype, _, offset = self.heads[name]
         found: dict[int, np.ndarray] = dict.fromkeys(wanted, np.empty(0))
         if not all(0 <= number < count for number in found):
             raise ValueError(f"{name}: pictures {min(found)}..{max(found)} asked of {count}")

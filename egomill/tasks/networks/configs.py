@@ -11,7 +11,8 @@ from egomill.models.layout import Layout
 from egomill.models.method import of
 from egomill.schemas.config import Model, Profile
 
-EMBEDDED = Path(__file__).parents[2] / "assets" / "base"
+ASSETS = Path(__file__).parents[2] / "assets"
+EMBEDDED = {"embedded": ASSETS / "base", "embedded-pictures": ASSETS / "picture-base"}
 _WAN = {
     "patch_size": (1, 2, 2),
     "attention_head_dim": 128,
@@ -22,6 +23,8 @@ _WAN = {
 }
 _WAN_14B = {"num_attention_heads": 40, "in_channels": 36, "out_channels": 16, "ffn_dim": 13824, "num_layers": 40}
 _TI2V_5B = {"num_attention_heads": 24, "in_channels": 48, "out_channels": 48, "ffn_dim": 14336, "num_layers": 30}
+_SD_BLOCKS = {"cross_attention_dim": 768, "attention_head_dim": 8, "in_channels": 9, "sample_size": 64}
+_SD_CODEC = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512], "scaling_factor": 0.18215}
 # What config.json says of the parts, for the hub ids of the profiles that come with the package: sizes need no download.
 KNOWN: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {"transformer": {**_WAN, **_WAN_14B, "image_dim": 1280, "added_kv_proj_dim": 5120}},
@@ -29,15 +32,16 @@ KNOWN: dict[str, dict[str, dict[str, Any]]] = {
         "transformer": {**_WAN, **_TI2V_5B},
         "vae": {"z_dim": 48, "scale_factor_temporal": 4, "scale_factor_spatial": 16},
     },
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": {"unet": _SD_BLOCKS, "vae": _SD_CODEC},
 }
 
 
 def resolve(base: str, revision: str | None = None) -> Path:
-    """The folder of a base: "embedded", a folder, or a hub id (which alone may download). ValueError where there is nothing of the kind."""
-    folder = EMBEDDED if base == "embedded" else Path(base)
+    """The folder of a base: a key of EMBEDDED, a folder, or a hub id (which alone may download). ValueError where there is none."""
+    folder = EMBEDDED.get(base) or Path(base)
     if (folder / "model_index.json").is_file():
         return folder
-    if base == "embedded" or folder.exists() or len(folder.parts) != 2:
+    if base in EMBEDDED or folder.exists() or len(folder.parts) != 2:
         raise ValueError(f"{folder} is no folder with a model_index.json")
     from huggingface_hub import snapshot_download
 
@@ -47,7 +51,7 @@ def resolve(base: str, revision: str | None = None) -> Path:
 
 def part_config(base: str, part: str) -> dict[str, Any]:
     """The configuration of a base's part, of a hub id that is known here without a download; {} where its folder has no such part."""
-    folder = EMBEDDED if base == "embedded" else Path(base)
+    folder = EMBEDDED.get(base) or Path(base)
     if not folder.is_dir() and base in KNOWN:
         return KNOWN[base].get(part, {})
     path = folder / part / "config.json"

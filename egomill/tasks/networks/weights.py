@@ -55,6 +55,8 @@ def encode_text(tokenizer: Any, text_encoder: Any, texts: list[str], tokens: int
     """See `Parts.encode_text`."""
     batch = tokenizer(texts, padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
     ids, mask = batch.input_ids.to(text_encoder.device), batch.attention_mask.to(text_encoder.device)
+    if text_encoder.config.model_type == "clip_text_model":  # which is told of no padding, and whose pipelines keep what it makes of it
+        return text_encoder(ids).last_hidden_state
     return text_encoder(ids, mask).last_hidden_state * mask[..., None].to(text_encoder.dtype)
 
 
@@ -80,7 +82,10 @@ class Base:
         return digest(self.folder)
 
     def part(self, name: str) -> Any:
-        """A part by its name in model_index.json, or None where the base has none. ValueError on a class that is not expected there."""
+        """A part by its name in model_index.json, or None where the base has none; the transformer of a Stable Diffusion is its "unet".
+        ValueError on a class that is not expected there."""
+        if name == "transformer" and name not in self.index:
+            name = "unet"
         library, kind = self.index.get(name) or (None, None)
         if kind is None:
             return None

@@ -14,11 +14,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from egomill.kernels.hands import pose_map
 from egomill.models.method import split
 from egomill.schemas.outcome import REASONS
-from egomill.schemas.tensors import unpack_depth
+from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.schemas.text import plain
 from egomill.tasks.keeping import lineage
 from egomill.tasks.lake import runs
@@ -28,7 +30,7 @@ from egomill.tasks.media import stills, video, views
 from egomill.tasks.training import gate
 
 LABELS = {"psnr": "PSNR", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
-REGIONS = {"all": "", "hole": " hole", "moved": " moved", "first": " first frame", "after": " after it"}
+REGIONS = {"all": "", "hole": " hole", "moved": " moved", "hand": " hands", "first": " first frame", "after": " after it"}
 GIVEN = ("psnr.first", "psnr.after", "ssim.first", "ssim.after")  # of methods that are given their first frames
 LOWER = ("lpips", "fvd")  # where less is better
 FAILURES = 200  # rows shown
@@ -55,7 +57,7 @@ def render(
     spec = _spec(lake, tracker, adapter)
     scored = set(lake.read("scores", ["adapter"])["adapter"].to_pylist())
     variants = {name: split(name)[1].replace("-", " ") for name in sorted(scored) if spec and name.startswith(f"{spec}+")}
-    shown = [name for name in ("prior", "codec", "base", *variants, spec) if name]
+    shown = [name for name in ("prior", "sparse", "codec", "base", *variants, spec) if name]
     comparison = gate.compare(lake, list(dict.fromkeys(shown)), pairs=_pairs(spec, variants))
     held_out, hidden = _held_out(lake, shown, clips)
     failures = sorted(lake.read("failures").to_pylist(), key=lambda f: (f["stage"], f["key"]))
@@ -133,8 +135,8 @@ def _spec(lake: Lake, tracker: Tracker | None, adapter: str) -> str:
 
 def _pairs(spec: str, variants: Iterable[str]) -> list[tuple[str, str]]:
     if spec in ("", "base"):
-        return [(spec, "prior")] if spec else []
-    return [(spec, "base"), (spec, "prior"), ("base", "prior"), *((spec, variant) for variant in variants)]
+        return [(spec, "prior"), (spec, "sparse")] if spec else []
+    return [(spec, "base"), (spec, "prior"), (spec, "sparse"), ("base", "prior"), *((spec, variant) for variant in variants)]
 
 
 def _held_out(lake: Lake, shown: list[str], limit: int) -> tuple[list[dict], int]:
@@ -165,7 +167,20 @@ def _clip(lake: Lake, clip: dict, shown: list[str], names: dict[str, str]) -> di
         holes, valid, filled = views.read_prior(clip, prior)
         videos += [("prior", stills.show_holes(holes, valid | ~disc), False), ("prior, filled", filled, False)]
         pictures.append((f"prior's coverage, {valid[:, disc].mean():.0%} of the disc", stills.coverage_picture(valid, disc), False))
-    if not pictures:  # what a video without a prior starts with decides what it becomes
+    hands = lake.rows("hands", [key], ["joints_exo"])
+    if hands:
+        name, exo, wide = videos[0]
+        drawn = zip(exo, torch.from_numpy(unpack(hands[0]["joints_exo"])), strict=True)
+        lens = views.exo_camera(clip)
+        videos[0] = (f"{name}, hands", np.stack([stills.over(frame, pose_map(joints, lens)) for frame, joints in drawn]), wide)
+    aligned = {r["source"]: r for r in lake.rows("alignments", [key], ["clip_id", "source", "centimetres", "degrees"])}
+    for row in sorted(lake.rows("sparse", [key], ["clip_id", "source", "video", "valid", "pose"]), key=lambda r: r["source"]):
+        holes, valid, _ = views.read_prior(clip, row)
+        off = aligned[row["source"]]["centimetres"]
+        told = f", off by {off:.1f} cm and {aligned[row['source']]['degrees']:.1f}°" if off and off > 0.01 else ""
+        videos.append((f"sparse map, {row['source']}{told}", stills.show_holes(holes, valid | ~disc), False))
+        videos.append((f"pose map, {row['source']}", video.decode(row["pose"]), False))
+    if not pictures and not hands:  # what a video without a prior starts with decides what it becomes
         pictures = [(f"{name}, first frame", frames[0], False) for name, frames, _ in (*generated, ("truth", truth, False))]
     videos += [*generated, ("truth", truth, False)]
     if depth:

@@ -10,6 +10,11 @@ from egomill.tasks.lake.stage import Stage
 
 
 def of_method(profile: Profile) -> list[Stage]:
-    """What the profile's method asks for of a chosen clip, in its order: modules beside this one, or a user's own by dotted names."""
-    modules = (name if "." in name else f"{__name__}.{name}" for name in of(profile).stages)
-    return [importlib.import_module(name).stage(profile) for name in modules]
+    """What the profile's method asks for of a chosen clip, in its order: modules beside this one, or a user's own by dotted names, with
+    what else they are called with behind a slash. A module that has nothing to make of this profile gives None."""
+    found = []
+    for asked in of(profile).stages:
+        name, *arguments = asked.split("/")
+        module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
+        found.append(module.stage(profile, *arguments))
+    return [stage for stage in found if stage is not None]

@@ -37,7 +37,7 @@ from egomill.tasks.lake.watch import lasts
 from egomill.tasks.media import pictures, video, views
 
 SPLITS = ("train", "test", "unseen")
-READS = ("take_uid take_name root split fps frames ego_video ego_camera T_world_ego exo files task descriptions").split()  # noqa: SIM905
+READS = ("take_uid take_name root split fps frames ego_video ego_camera T_world_ego exo files task descriptions hands").split()  # noqa: SIM905
 LOOK = 112  # rows of the pictures that are judged
 COVERED = (50, 28)  # width, height in px of the pictures on which it is seen whether something covers the lens
 COVERED_RATE = 10.0  # of them a second; an hour of them is 150 MB
@@ -322,6 +322,7 @@ def _row(source: Source, one: Candidate, looks: dict[tuple[str, int], Look]) -> 
         "chosen": bool(usable),
         "why": why,
         "more_views": [{name: view[name] for name in VIEW} for view in others] or None,
+        "hands": source.facts["hands"],
     }
 
 

@@ -43,7 +43,7 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
     profile = changed(profile, variant.settings)
     if variant.still:
         raise ValueError(f"{adapter} is scored from what {split(adapter)[0]} made, and generates nothing")
-    reads = method.reads if variant.truth else method.given
+    reads = method.given(profile, variant.truth)
     sampler = profile.generate.model_dump(exclude={"keep_tokens"})
     return Stage(
         name="generations",
@@ -52,7 +52,7 @@ def stage(profile: Profile, adapter: str, folder: str = "", fetch: Callable[[], 
         worker=partial(Generator, profile, folder, fetch, reads),
         weights=revision + (adapters.sha256(folder) if folder else ""),
         constants={"adapter": adapter},
-        where=f"model = '{revision}'",
+        where=samples.of_base(revision),
         also=(method.module,),
     )
 

@@ -1,13 +1,14 @@
 """How near a generated ego video comes to the true one: one row a metric, whole picture and by region, or why there is no number.
 
-Three regions. `all` is the whole picture, as papers report it. `hole` is what the prior left empty inside the lens's disc: there a model
-has to invent. `moved` is where something that moves, seen by the exo camera, falls into the ego view: its pixels with their depth, splatted
-through the ego lens and widened a little. That region is made of the input alone: the truth has no say in what counts. Where a method is
-given its first frames they are scored apart, as `first`, and those that follow as `after`.
+Regions. `all` is the whole picture, as papers report it. `hole` is what the prior left empty inside the lens's disc: there a model has to
+invent. `hand` is around the true hands, where they are known: there a pose map has to tell. `moved` is where something that moves, seen by
+the exo camera, falls into the ego view: its pixels with their depth, splatted through the ego lens and widened a little. That region is
+made of the input alone: the truth has no say in what counts. Where a method is given its first frames they are scored apart, as `first`,
+and those that follow as `after`.
 
-Beside adapters two references are scored under the same names: "prior", the push-pull filled prior itself, and "codec", the truth after
-encoding and decoding, above which no model of this codec can come. Variants of an adapter (models/method.py) are scored as
-"egox@v3+NAME"; that which repeats the first frame is made here.
+Beside adapters references are scored under the same names: "prior" and "sparse", the push-pull filled prior or sparse map itself, and
+"codec", the truth after encoding and decoding, above which no model of this codec can come. Variants of an adapter (models/method.py) are
+scored as "egox@v3+NAME"; that which repeats the first frame is made here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional
 from egomill.kernels import similarity
 from egomill.kernels.cameras import Camera
 from egomill.kernels.footprint import depth_edges, sample_extent
+from egomill.kernels.hands import pose_map
 from egomill.kernels.poses import transform
 from egomill.kernels.splat import splat
 from egomill.models.latents import to_frames
@@ -36,13 +38,14 @@ from egomill.tasks.media import video, views
 from egomill.tasks.networks import bases, perceptual
 
 METRICS = {"psnr": similarity.psnr, "ssim": similarity.ssim, "haarpsi": similarity.haarpsi}
-OF_REGIONS = {"depth": ("depth", "static"), "priors": ("video", "valid")}
+OF_REGIONS = {"depth": ("depth", "static"), "priors": ("video", "valid"), "hands": ("joints_ego",)}
+FILLED = {"prior": "priors", "sparse": "sparse"}  # references that are a map with its holes filled, by table
 SMALLEST = 64  # px in a whole clip; below that a region says nothing
 REACH = 1 / 24  # of the ego picture's width: how far around its splatted pixels something counts as moving
 
 
 def stage(profile: Profile, adapter: str) -> Stage:
-    """Scores of `adapter`: a spec like "egox@v3", a variant of one, "base", or one of the method's references, "prior" and "codec".
+    """Scores of `adapter`: a spec like "egox@v3", a variant of one, "base", or one of the method's references.
 
     What the method's stages do not make is not read, and its region is left out: `hole` is of priors, `moved` of depth.
     """
@@ -50,11 +53,13 @@ def stage(profile: Profile, adapter: str) -> Stage:
     made, given = method.stages, {"given_frames": method.given_frames} if method.given_frames else {}
     inputs: dict[str, tuple[str, ...]] = {"clips": (*views.EGO_COLUMNS, "exo_camera", "T_world_exo", "T_world_ego")}
     inputs |= {table: names for table, names in OF_REGIONS.items() if table in made}
-    first, where, codec = {"priors": OF_REGIONS["priors"]}, "", ""
-    if adapter == "codec":
+    first, where, codec = {FILLED.get(adapter, ""): OF_REGIONS["priors"]}, "", ""
+    if adapter == "sparse":
+        where = one_of("source", [profile.genego.given])
+    elif adapter == "codec":
         codec = bases.revision(profile.model)
         first, where = {"latents": ("ego",)}, f"model = '{codec}'"
-    elif adapter != "prior":
+    elif adapter not in FILLED:
         made_by = split(adapter)[0] if method.variant(adapter).still else adapter
         first, where = {"generations": ("video",)}, one_of("adapter", [made_by])
     return Stage(
@@ -79,7 +84,8 @@ class Scorer:
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
         clip = row["clips"]
-        _, valid, filled = views.read_prior(clip, row["priors"]) if "priors" in row else (None, None, None)
+        of_map = row.get(FILLED.get(self.adapter, "priors"))
+        _, valid, filled = views.read_prior(clip, of_map) if of_map else (None, None, None)
         try:
             truth = views.read_ego(clip)
         except video.VideoError as error:
@@ -96,6 +102,8 @@ class Scorer:
         if "depth" in row:
             depth, static = unpack_depth(row["depth"]["depth"]), unpack(row["depth"]["static"])
             regions["moved"] = moved(clip, depth, static, ego) & disc
+        if "hands" in row and row["hands"]["joints_ego"]:
+            regions["hand"] = near_hands(torch.from_numpy(unpack(row["hands"]["joints_ego"])), ego) & disc
         x, y = (torch.from_numpy(v).movedim(-1, 1).float() / 255 for v in (made, truth))
         rows = []
         for region, mask in regions.items():
@@ -110,12 +118,22 @@ class Scorer:
         return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
 
     def _made(self, row: dict, filled: np.ndarray | None) -> np.ndarray | None:
-        if self.adapter == "prior":
+        if self.adapter in FILLED:
             return filled
         if self.parts is not None:
             return to_frames(self.parts.vae, torch.from_numpy(unpack(row["latents"]["ego"])))
         made = video.decode(row["generations"]["video"])
         return np.repeat(made[:1], len(made), axis=0) if self.still else made
+
+
+def near_hands(joints: Tensor, ego: Camera) -> Tensor:
+    """Around the true hands [F, 2, 21, 3] in the ego camera's frame: bool [F, H, W]."""
+    return _widened(torch.stack([torch.from_numpy(pose_map(one, ego)).any(dim=-1) for one in joints]))
+
+
+def _widened(mask: Tensor) -> Tensor:
+    reach = max(1, round(mask.shape[-1] * REACH))
+    return functional.max_pool2d(mask[:, None].float(), 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
 
 
 def moved(clip: dict, depth: np.ndarray, static: np.ndarray, ego: Camera) -> Tensor:
@@ -139,6 +157,4 @@ def moved(clip: dict, depth: np.ndarray, static: np.ndarray, ego: Camera) -> Ten
             found.append(seen.valid)
         else:
             found.append(torch.zeros(ego.height, ego.width, dtype=torch.bool))
-    reach = max(1, round(ego.width * REACH))
-    wide = functional.max_pool2d(torch.stack(found)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
-    return wide[:, 0] > 0
+    return _widened(torch.stack(found))

@@ -20,9 +20,10 @@ from egomill.schemas.outcome import Rejected
 from egomill.schemas.tensors import pack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.watch import lasts
-from egomill.tasks.media import egoexo4d, egox, h2o, taco, video
+from egomill.tasks.media import egoexo4d, egox, h2o, hand_places, taco, video
 from egomill.tasks.media.untrusted import (
     Bad,
+    below,
     inside,
     regular,
     stat_signature,
@@ -49,7 +50,7 @@ class Reader:
         try:
             if row["fault"]:
                 raise Bad(*row["fault"])
-            before = stat_signature(Path(row["root"]), row["files"])
+            before = stat_signature(Path(row["root"]), row["files"] + hand_places.files_of(row.get("hands", {})))
             take = self._finish(row, LAYOUTS[row["layout"]](row, self.settings))
             used = json.loads(take["files"])
             changed = [a[0] for a in stat_signature(Path(row["root"]), used) if a not in before]
@@ -67,9 +68,8 @@ class Reader:
         root, files = Path(row["root"]), {}
         lasts(take["frames"] / take["fps"])
         for name, size, changed in stat_signature(root, take["files"]):
-            path = inside(root, name, self.settings.allow)
-            digest_ = folder_sha256(path) if path.is_dir() else file_sha256(regular(root, name, self.settings.allow))
-            files[name] = {"sha256": digest_, "bytes": size, "mtime_ns": changed}
+            files[name] = {"sha256": self._digest(root, name), "bytes": size, "mtime_ns": changed}
+        hands = self._hands(root, row.get("hands", {}), files)
         _check_times([d["timestamp"] for d in row["descriptions"]], take["frames"] / take["fps"])
         known = np.isfinite(take["T_world_ego"]).all(axis=(1, 2))
         facts = {name: row[name] for name in ("take_name", "layout", "root", "split", "task")}
@@ -83,11 +83,35 @@ class Reader:
             "left_out": json.dumps(take["left_out"]),
             "files": json.dumps(files),
             "descriptions": json.dumps(row["descriptions"]),
+            "hands": json.dumps(hands) if hands else None,
         }
         poses_told = np.where(known[:, None, None], take["T_world_ego"], 0).tolist()
-        used = {k: v for k, v in out.items() if k not in ("T_world_ego", "files", "left_out")}
-        out["content"] = digest(used, poses_told, {name: file["sha256"] for name, file in files.items()})
+        used = {k: v for k, v in out.items() if k not in ("T_world_ego", "files", "left_out", "hands")}
+        out["content"] = digest(
+            used, poses_told, {name: file["sha256"] for name, file in files.items() if name not in hands.get("files", ())}
+        )
         return {"take_uid": row["take_uid"], **out}
+
+    def _hands(self, root: Path, there: dict, files: dict[str, dict]) -> dict:
+        """The column `hands`, whose files join `files`: {where: as discovery found it, sha256: digest of it all}, or {fault: [reason,
+        detail]}: it is the hands' fault alone. {} where nothing says anything of hands."""
+        if not there:
+            return {}
+        try:
+            found = {}
+            for name, size, changed in stat_signature(root, hand_places.files_of(there)):
+                for entry in (root / name).iterdir() if (root / name).is_dir() else ():
+                    if entry.is_symlink():
+                        regular(root, below(root, entry), self.settings.allow)
+                found[name] = {"sha256": self._digest(root, name), "bytes": size, "mtime_ns": changed}
+        except Bad as bad:
+            return {"fault": [bad.rejected.reason, bad.rejected.detail]}
+        files |= found
+        return {"where": there, "sha256": digest({name: file["sha256"] for name, file in found.items()}), "files": sorted(found)}
+
+    def _digest(self, root: Path, name: str) -> str:
+        path = inside(root, name, self.settings.allow)
+        return folder_sha256(path) if path.is_dir() else file_sha256(regular(root, name, self.settings.allow))
 
 
 def _check_times(timestamps: list[float], seconds: float) -> None:

@@ -13,8 +13,22 @@ from collections.abc import Iterable, Sequence
 from egomill.tasks.lake.tables import Lake, intact, one_of
 from egomill.tasks.lake.tracking import Adapter
 
-METRICS = ("psnr.all", "psnr.hole", "psnr.moved", "ssim.all", "haarpsi.all", "haarpsi.hole", "haarpsi.moved")  # never need weights
-REFERENCES = {"prior": "filled prior", "codec": "codec alone", "base": "base, not tuned"}  # what stands beside adapters in `scores`
+METRICS = (
+    "psnr.all",
+    "psnr.hole",
+    "psnr.moved",
+    "ssim.all",
+    "haarpsi.all",
+    "haarpsi.hole",
+    "haarpsi.moved",
+    "psnr.hand",
+)  # never need weights
+REFERENCES = {
+    "prior": "filled prior",
+    "sparse": "filled sparse map",
+    "codec": "codec alone",
+    "base": "base, not tuned",
+}  # what stands beside adapters in `scores`
 
 Values = dict[str, dict[str, dict[str, float]]]  # adapter -> metric -> clip -> value
 

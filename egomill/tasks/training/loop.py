@@ -125,7 +125,7 @@ def begin(plan: Plan, folder: Path | None) -> Work:
         lora.add(net.transformer, settings.rank, settings.alpha, settings.targets, settings.seed)
         if settings.gradient_checkpointing:
             net.transformer.enable_gradient_checkpointing()
-    reads = (plan.lake, plan.versions, plan.revision, method.reads)
+    reads = (plan.lake, plan.versions, plan.revision, method.learnt(plan.profile))
     data, held_out = (samples.Samples(*reads, clips) for clips in (plan.clips, plan.held_out))
     work = Work(plan, method, rank, world, device, parts, net, data, held_out, Book(plan.tracker, plan.run_id, rank == 0))
     if folder:

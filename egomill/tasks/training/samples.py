@@ -7,7 +7,7 @@ and a training resumed at step 400 goes on as if nothing had happened; no state 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from egomill.models.method import Names
 from egomill.schemas.fingerprint import digest
+from egomill.schemas.tables import LONG
 from egomill.schemas.tensors import unpack
 from egomill.tasks.lake.rows import handed, read_rows
-from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
+from egomill.tasks.lake.tables import Damaged, Lake, all_of, intact, one_of
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
@@ -72,7 +73,7 @@ class Samples:
         wanted = [self.clips[i] for i in indices]
         missing = sorted(set(wanted) - set(self._cache))
         if missing:
-            rows, _ = read_rows(self.lake, self.reads, self.versions, missing, _of_base("latents", self.model))
+            rows, _ = read_rows(self.lake, self.reads, self.versions, missing, _of_base(next(iter(self.reads)), self.model))
             for clip, found in rows.items():
                 for table in self.reads:
                     if table not in found:
@@ -90,7 +91,12 @@ def tensors(reads: Names, rows: Mapping[str, Mapping]) -> dict[str, Tensor]:
 
 
 def _of_base(table: str, model: str) -> str:
-    return one_of("model", [model]) if table == "latents" else ""
+    return of_base(model) if table == "latents" else ""
+
+
+def of_base(model: str) -> str:
+    """SQL filter: latents of a base, whichever stage made them."""
+    return f"({one_of('model', [model])} OR starts_with(model, '{model}/'))"
 
 
 def clips_of(lake: Lake, versions: dict[str, int], model: str, reads: Names, splits: Sequence[str]) -> list[str]:
@@ -100,8 +106,18 @@ def clips_of(lake: Lake, versions: dict[str, int], model: str, reads: Names, spl
     for part in chosen.to_batches(1000):
         for row in part.to_pylist():
             intact("clips", row)  # a clip that is held out must not be learnt from for a flipped bit
-    made = (lake.read(table, ["clip_id"], _of_base(table, model), versions[table]) for table in reads)
-    return sorted(set.intersection(*(set(t["clip_id"].to_pylist()) for t in (chosen, *made))))
+    made = (_having(lake, table, names, model, versions[table]) for table, names in reads.items())
+    return sorted(set.intersection(set(chosen["clip_id"].to_pylist()), *made))
+
+
+def _having(lake: Lake, table: str, names: Sequence[str], model: str, version: int) -> set[str]:
+    """The clips that have a row with all of the columns; of a `LONG` table, all the named rows that any clip has."""
+    if table not in LONG:
+        return set(lake.read(table, ["clip_id"], all_of(*(f"{name} IS NOT NULL" for name in names)), version)["clip_id"].to_pylist())
+    rows = lake.read(table, ["clip_id", "name"], all_of(_of_base(table, model), one_of("name", names)), version).to_pylist()
+    counts = Counter(row["clip_id"] for row in rows)
+    every = len({row["name"] for row in rows})
+    return {clip for clip, count in counts.items() if count == every}
 
 
 def spread(takes: Mapping[str, str], count: int) -> list[str]:

@@ -77,9 +77,9 @@ class Live(TorchDispatchMode):
 
 
 def transformer_config(profile: Profile) -> dict:
-    """The transformer's configuration of a profile's base. ValueError for a hub id whose sizes are not known here."""
+    """The configuration of the transformer, or U-Net, of a profile's base. ValueError for a hub id whose sizes are not known here."""
     base = profile.model.base
-    if config := configs.part_config(base, "transformer"):
+    if config := configs.part_config(base, "transformer") or configs.part_config(base, "unet"):
         return config
     raise ValueError(f"{base}: no folder with transformer/config.json, and its sizes are not known without a download")
 
@@ -102,26 +102,32 @@ def step(profile: Profile, phase: Phase | None = None) -> dict[str, float]:
     """One worker's pass over a batch, forward and backward, in a phase of the training (None: the last one, which holds most).
 
     {parameters, trained, base_gib, adapter_gib (weights, gradients and two moments), activations_gib (peak beyond all those), tflop}.
-    A transformer is the same block many times: two short ones are run, and the rest follows exactly, being linear in the depth.
+    A transformer is the same block many times: two short ones are run, and the rest follows exactly, being linear in the depth. A U-Net is
+    run as it is.
     """
-    layers, phase = transformer_config(profile)["num_layers"], phase or of(profile).phases[-1]
+    layers, phase = transformer_config(profile).get("num_layers"), phase or of(profile).phases[-1]
+    if layers is None:
+        return _counted(profile, None, phase)
     two, three = _counted(profile, 2, phase), _counted(profile, 3, phase)
     return {name: two[name] + (layers - 2) * (three[name] - two[name]) for name in two}
 
 
-def _counted(profile: Profile, layers: int, phase: Phase) -> dict[str, float]:
-    from diffusers import WanTransformer3DModel
+def _counted(profile: Profile, layers: int | None, phase: Phase) -> dict[str, float]:
+    from diffusers import UNet2DConditionModel, WanTransformer3DModel
 
     settings, model = profile.train, profile.model
     kept = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, model.dtype))
     try:
         with torch.device("meta"):
-            transformer = WanTransformer3DModel(**{**transformer_config(profile), "num_layers": layers})
+            config = transformer_config(profile)
+            whole = UNet2DConditionModel(**config) if layers is None else WanTransformer3DModel(**{**config, "num_layers": layers})
+            transformer: Any = whole
     finally:
         torch.set_default_dtype(kept)
-    with torch.device("meta"):
-        lora.add(transformer, settings.rank, settings.alpha, settings.targets)
+    if settings.targets:
+        with torch.device("meta"):
+            lora.add(transformer, settings.rank, settings.alpha, settings.targets)
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()

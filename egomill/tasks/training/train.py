@@ -25,6 +25,7 @@ from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.schemas.fingerprint import code_of, code_parts, digest
+from egomill.tasks.lake import releases
 from egomill.tasks.lake.folders import listed
 from egomill.tasks.lake.heartbeat import alive
 from egomill.tasks.lake.tables import Damaged, Lake
@@ -49,12 +50,17 @@ def recipe(profile: Profile) -> str:
     return digest(settings, conditioning, bases.revision(profile.model), code_of(loop.__name__, method.module), *own)
 
 
-def existing(release: dict, profile: Profile, tracker: Tracker) -> Adapter | None:
-    """The newest adapter of this release and recipe, if there is one: nothing to train then."""
-    wanted, name = recipe(profile), of(profile).name
-    for row in reversed(tracker.adapters(name)):
-        if (row["tags"].get("release"), row["tags"].get("recipe")) == (release["name"], wanted):
-            return tracker.resolve(f"{name}@v{row['version']}")
+def existing(lake: Lake, release: dict, profile: Profile, tracker: Tracker) -> Adapter | None:
+    """The newest adapter of this recipe and of this release, or of one that agrees with it in the tables that training reads, if there is
+    one: nothing to train then."""
+    wanted, method = recipe(profile), of(profile)
+    same = {release["name"]}
+    for other in releases.every(lake):
+        if all(other["content"].get(table) == release["content"].get(table) for table in ("clips", *method.reads)):
+            same |= set() if other["withdrawn"] else {other["name"]}
+    for row in reversed(tracker.adapters(method.name)):
+        if row["tags"].get("recipe") == wanted and row["tags"].get("release") in same:
+            return tracker.resolve(f"{method.name}@v{row['version']}")
     return None
 
 
@@ -72,12 +78,12 @@ def train(
     versions, revision = release["tables"], bases.revision(profile.model)
     method = of(profile)
     configs.check(profile)
-    clips = samples.clips_of(lake, versions, revision, method.reads, ("train",))
+    clips = samples.clips_of(lake, versions, revision, method.learnt(profile), ("train",))
     if not clips:
         raise ValueError(f"release {release['name']} has no training clip with latents of base {revision}: rebuild with this profile")
     if apart := method.apart(profile, release["profile"]):
         raise ValueError(f"release {release['name']} has {apart}")
-    held_out = samples.clips_of(lake, versions, revision, method.reads, ("test", "unseen"))
+    held_out = samples.clips_of(lake, versions, revision, method.learnt(profile), ("test", "unseen"))
     name, tags = method.name, {"release": release["name"], "recipe": recipe(profile)}
     mlflow_run = _begun(lake, tracker, name, tags, run_id)
     tracker.params(mlflow_run, profile.model_dump(include={"name", "model", "train", "clips"}))
