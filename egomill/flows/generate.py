@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from egomill.flows.needs import standing
 from egomill.flows.steps import make
 from egomill.models.method import of, split
 from egomill.schemas.config import Profile
@@ -60,7 +61,7 @@ def by_request(
     """Answer a single request (the values of a `Request` in tasks/pages/in_the_wild.py). The lake is only asked for the adapter."""
     if adapter in REFERENCES:
         raise ValueError(f"{adapter} is a reference of `evaluate` and generates nothing")
-    settings_ = Profile.load(profile, settings or [])
+    settings_ = Profile.load(profile, [*(settings or []), *standing(Profile.load(profile, settings or []), lake, tracking)])
     if of(settings_).variant(adapter).truth:
         raise ValueError(f"{adapter} is given the true ego video, which a request does not have")
     more = tuple(in_the_wild.View(**view) for view in request.get("more", ()))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
+from egomill.flows.needs import unnamed
 from egomill.flows.retrain import fitted
 from egomill.flows.steps import link, say
-from egomill.models.method import of
 from egomill.schemas.config import Profile
 from egomill.tasks.lake.runs import recorded
 from egomill.tasks.lake.tables import Lake
@@ -18,10 +18,7 @@ def prepare(lake: str, profile: str = "local", settings: list[str] | None = None
     """Train what the profile's method needs and does not name, unless it is there. Returns the settings that name it."""
     settings_ = Profile.load(profile, settings or [])
     found = []
-    for setting, overrides in of(settings_).needs.items():
-        section, _, name = setting.partition(".")
-        if getattr(getattr(settings_, section), name):
-            continue  # the profile pins one
+    for setting, overrides in unnamed(settings_).items():
         with recorded(Lake(lake), "prepare", Profile.load(profile, [*(settings or []), *overrides(settings_)])) as run:
             tracker = Tracker.of(tracking, lake)
             adapter, trained = fitted(run, release, tracker)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from egomill.models import ego_hands
 from egomill.models.layout import Layout
-from egomill.models.method import Method, Variant
+from egomill.models.method import Method, Variant, changed
 from egomill.schemas.config import Generate, Profile
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion's
@@ -212,6 +212,13 @@ def blank(profile: Profile, layout: Layout, config: Any) -> Batch:
     return Batch(latents, torch.zeros_like(latents), text, torch.zeros_like(latents))
 
 
+def requested(profile: Profile) -> Profile:
+    """The profile of a request: of one source of alignments, and without what only informs."""
+    own = profile.genego
+    scale = "as-is" if own.scale == "measured" else own.scale
+    return changed(profile, {"genego.sources": (own.given,), "genego.trained": own.given, "genego.scale": scale})
+
+
 SOURCES = ("calibrated", "annotated", "jittered", "predicted")
 FOLLOWS = ("reducer", "full", "sparse", "pose", "text")
 METHOD = Method(
@@ -235,6 +242,8 @@ METHOD = Method(
     follows=tuple(f"genego.{name}" for name in FOLLOWS),
     references=("sparse", "codec"),
     variants={"calibrated": Variant({"genego.given": "calibrated"})},
+    path=False,
+    requested=requested,
     needs={"genego.regressor": ego_hands.overrides},
     pretraining="pretrain_pictures",
     tokens=tokens,

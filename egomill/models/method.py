@@ -79,6 +79,8 @@ class Method:
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
     variants: Mapping[str, Variant] = field(default_factory=dict)  # by name, of letters and hyphens
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
+    path: bool = True  # whether a request has to say where the head is
+    requested: Callable[[Profile], Profile] = lambda profile: profile  # the profile, for a request of which nothing else is known
     needs: Mapping[str, Callable[[Profile], list[str]]] = field(default_factory=dict)  # setting that names the folder of another method's
     # adapter: the settings by which that one is trained (flows/prepare.py)
     pretraining: str = "pretrain_videos"  # module in tasks/training: how the embedded base is made

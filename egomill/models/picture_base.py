@@ -53,7 +53,7 @@ def make_unet(recipe: PictureRecipe) -> Any:
         sample_size=recipe.size // LAYOUT.spatial,
         in_channels=LAYOUT.inputs,
         out_channels=LAYOUT.channels,
-        block_out_channels=recipe.widths,
+        block_out_channels=recipe.widths,  # type: ignore[arg-type]
         layers_per_block=1,
         down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * levels),  # type: ignore[arg-type]
         up_block_types=(*("CrossAttnUpBlock2D",) * levels, "UpBlock2D"),  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def make_codec(recipe: PictureRecipe) -> Any:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,  # type: ignore[arg-type]
         up_block_types=("UpDecoderBlock2D",) * levels,  # type: ignore[arg-type]
-        block_out_channels=recipe.codec_widths,
+        block_out_channels=recipe.codec_widths,  # type: ignore[arg-type]
         layers_per_block=1,
         latent_channels=LAYOUT.channels,
         norm_num_groups=8,

@@ -182,7 +182,7 @@ class GenEgo(Section):
     trained: Source = "jittered"  # that training sees
     given: Source = "predicted"  # that generation sees
     regressor: str = ""  # folder of a trained regressor of ego hands; "": `nightly` trains one
-    scale: Literal["as-is", "hands"] = "as-is"  # depth as it is, or brought to metres by the hands
+    scale: Literal["as-is", "measured", "hands"] = "measured"  # depth as it is, without or with a look at what the hands say, or by them
     jitter: tuple[float, float] = (0.03, 4.0)  # metres and degrees (standard deviations) by which hands are moved in "jittered"
     reducer: Literal["trained", "released"] = "trained"  # of the pose map's latents to one channel; "released": random and fixed
     full: bool = False  # train the whole U-Net, without LoRA

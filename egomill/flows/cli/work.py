@@ -129,14 +129,14 @@ def generate(
     exo: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Instead: this video of a fixed camera, or several of one moment, if the method takes them. Nothing enters the lake."
+            help="Instead: this video (or .png) of a fixed camera, or several of one moment, where a method takes them. No lake changes."
         ),
     ] = None,
     trajectory: Annotated[
         Path | None,
         typer.Option(
             help="Head poses, TUM's format: timestamp tx ty tz qx qy qz qw. Metres; seconds of the video; the ego picture's frame "
-            "(x right, y down, z forward, upright) in the exo camera's (likewise)."
+            "(x right, y down, z forward, upright) in the exo camera's (likewise). GenEgo needs none."
         ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="FILE.mp4; FILE.json and FILE.png beside it say what made it.")] = None,
@@ -153,6 +153,10 @@ def generate(
     exo_pose: Annotated[
         list[Path] | None, typer.Option(help="T_world_exo, JSON, 4x4: the trajectory is in that world. One for each --exo, in order.")
     ] = None,
+    hands: Annotated[
+        Path | None,
+        typer.Option(help=".npz of joints [frames, 2, 21, 3] in the exo camera's frame, metres; default: as the profile finds hands."),
+    ] = None,
     start: Annotated[float, typer.Option(help="Seconds into the video.")] = 0.0,
     prompt: Annotated[str, typer.Option(help="What happens; default: what a clip without words gets.")] = "",
     seed: Annotated[int | None, typer.Option(help="Default: the profile's.")] = None,
@@ -161,20 +165,34 @@ def generate(
     """Generate egocentric video for every held-out clip, or, with --exo, for a single video of your own."""
     from egomill.flows.generate import by_request
     from egomill.flows.generate import generate as flow
+    from egomill.models.method import of
+    from egomill.schemas.config import Profile as Settings
 
     settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
     needed = {"trajectory": trajectory, "out": out_}
     of_views: dict[str, list | None] = {"fov": fov, "camera": camera, "exo_pose": exo_pose}
-    more = {"depth": depth, "depth_focal": depth_focal, "ego_camera": ego_camera, "start": start, "prompt": prompt, **of_views}
+    more = {
+        "trajectory": trajectory,
+        "hands": hands,
+        "depth": depth,
+        "depth_focal": depth_focal,
+        "ego_camera": ego_camera,
+        "start": start,
+        "prompt": prompt,
+        **of_views,
+    }
     if not exo:
         named = [name.replace("_", "-") for name, value in {**needed, **more}.items() if value not in (None, "", 0)]
         if named:
             raise ValueError(f"--{named[0]} goes with --exo, a video")
         return run_flow(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=settings, tracking=tracking)
-    if trajectory is None or out_ is None:
-        raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name, value in needed.items() if value is None)}")
+    lacking = [name for name, value in needed.items() if value is None]
+    if lacking == ["trajectory"] and not of(Settings.load(profile, settings)).path:
+        lacking = []
+    if lacking or out_ is None:
+        raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name in lacking)}")
     first, *others = _views(exo, of_views)
-    request = {**more, **dict.fromkeys(of_views), **first, "more": others, "trajectory": trajectory}
+    request = {**more, **dict.fromkeys(of_views), **first, "more": others}
     answer = by_request(lake, adapter, request, out_, profile, settings, tracking)
 
     reply(answer, json_, lambda: _show_request(answer, out_))
@@ -190,18 +208,27 @@ def _views(exo: list[Path], told: dict[str, list | None]) -> list[dict]:
 
 def _show_request(answer: dict, to: Path) -> None:
     made = f"{to}: {answer['video']['frames']} frames by {answer['adapter']}, seed {answer['seed']}"
-    covers = f"; the prior covers {answer['coverage']:.0%} of the view" if "coverage" in answer else ""
+    covers = f"; what the exo view shows covers {answer['coverage']:.0%} of the view" if "coverage" in answer else ""
     out.print(made + covers, highlight=False, soft_wrap=True)
     if "prompt" in answer:
         out.print(f"prompt ({answer['prompt_source']}): {answer['prompt']}", highlight=False, soft_wrap=True)
-    path, checks = answer["path"], answer["checks"]
-    lines, seconds, away = ("{} to {}".format(*map(short, pair)) for pair in (path["lines"], path["seconds"], checks["from_camera"]))
-    out.print(f"path: lines {lines}, {seconds} s, {path['poses']} poses; {away} m from the camera", highlight=False, soft_wrap=True)
-    how = f"{path['metres']:.2f} m, at most {path['metres_per_second']:.2g} m/s and {path['degrees_per_second']:.0f} degrees/s"
-    out.print(f"the head moves {how}", highlight=False, soft_wrap=True)
+    if path := answer["path"]:
+        pairs = (path["lines"], path["seconds"], answer["checks"]["from_camera"])
+        lines, seconds, away = ("{} to {}".format(*map(short, pair)) for pair in pairs)
+        out.print(f"path: lines {lines}, {seconds} s, {path['poses']} poses; {away} m from the camera", highlight=False, soft_wrap=True)
+        how = f"{path['metres']:.2f} m, at most {path['metres_per_second']:.2g} m/s and {path['degrees_per_second']:.0f} degrees/s"
+        out.print(f"the head moves {how}", highlight=False, soft_wrap=True)
+    if "hands" in answer:
+        seen = f"hands in {answer['hand_frames']} of {answer['video']['frames']} frames: {answer['hands']}"
+        out.print(seen, highlight=False, soft_wrap=True)
     for warning in answer["warnings"]:
         err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"look at {answer['picture']['path']}: the head's axes, depth, prior, result", markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"look at {answer['picture']['path']}: the head's axes, what the video was made of, and the result",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -27,8 +27,13 @@ FILE_LIMIT = 256 << 20  # bytes of one picture
 
 
 def reader(path: Path | str) -> video.Reader | Pictures:
-    """A video's frames by number, whether it is a file or a folder. Errors: VideoError."""
-    return Pictures(path) if Path(path).is_dir() else video.Reader(path)
+    """A video's frames by number, whether it is a file or a folder, or a single picture. Errors: VideoError."""
+    return Pictures(path) if Path(path).is_dir() or still(path) else video.Reader(path)
+
+
+def still(path: Path | str) -> bool:
+    """Whether a file is a single picture, by its name."""
+    return Path(path).suffix.lower() == ".png"
 
 
 def read(path: Path | str, indices: Frames, size: Size | None = None, crop: Rect | None = None) -> np.ndarray:
@@ -49,12 +54,12 @@ def inspect(path: Path | str) -> VideoInfo:
 
 
 class Pictures:
-    """The frames of a folder by number, as `video.Reader` has a file's. Errors: VideoError."""
+    """The frames of a folder by number, or of a single picture, as `video.Reader` has a file's. Errors: VideoError."""
 
     def __init__(self, folder: Path | str, rate: float = RATE) -> None:
         self.path = Path(folder)
         self.name = "/".join(self.path.parts[-2:])
-        self.files = numbered(self.path)
+        self.files = [self.path] if still(self.path) else numbered(self.path)
         width, height, *_ = self._head(0)
         self.info = VideoInfo(width, height, rate, len(self.files), np.arange(len(self.files)) / rate)
 

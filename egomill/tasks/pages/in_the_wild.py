@@ -3,6 +3,9 @@
 It is made by the stages' own workers, one after the other, in this process: no Ray, no tables. Nothing enters a lake, so nothing has to be
 forgotten from one. What a take has to be is asked of a request too, and since nobody curated it, more (tasks/pages/plausible.py).
 
+Methods that find the head by the hands need no path (GenEgo): depth, and hands by a landmark network or a file, are enough, of one picture
+too.
+
 Frames: the path is T_exo_ego, the ego picture in the frame of the exo camera. Both frames are those of the pictures as they are shown: x
 right, y down, z forward, metres. Several views of the same moment, each with its `exo_pose`, go to methods that take several. For the Aria
 lens, whose sensor lies on its side, that is the upright picture and not the sensor, which
@@ -25,7 +28,7 @@ import torch
 from egomill.kernels import quality
 from egomill.kernels.cameras import Camera, T_shown_sensor, aria_rgb
 from egomill.kernels.poses import from_rt, is_rigid
-from egomill.models.method import of
+from egomill.models.method import changed, of
 from egomill.schemas.config import Clips, Ingest, Profile
 from egomill.schemas.fingerprint import code_of, digest, file_sha256
 from egomill.schemas.outcome import REASONS, Rejected
@@ -63,7 +66,8 @@ class View:
 class Request(View):
     """What is asked for: a view, `more` of the same moment frame by frame, and the head's path."""
 
-    trajectory: Path  # TUM: tasks/media/trajectory.py
+    trajectory: Path | None = None  # TUM: tasks/media/trajectory.py; None: of methods that need none
+    hands: Path | None = None  # .npz of joints in the exo camera's frame (tasks/media/hand_files.py); None: as the profile finds them
     more: tuple[View, ...] = ()
     depth: Path | None = None  # an .npz ("range") or a folder of .npy ("pinhole-z"), as in media/sidecar.py; else the profile's network
     depth_focal: float | None = None  # of z-depth: the focal length that its network was told, over the lens' own; None: the lens' own
@@ -85,7 +89,7 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
     contradicts itself, naming file, line or frame; on what cannot be a head's path before a fixed camera; and on whatever a stage rejects,
     naming stage and reason. What is odd and may yet be right stands in the record's "warnings".
     """
-    profile = _with_depth(profile, request)
+    profile = _fitted(profile, request)
     record, sheet = out.with_suffix(".json"), out.with_suffix(".png")
     inputs = _inputs(request)
     if out.suffix != ".mp4" or not out.parent.is_dir():
@@ -99,7 +103,9 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         if request.prompt:
             rows["captions"] = {"text": request.prompt, "source": "given"}
         for stage in stages:
-            if stage.name not in rows:
+            if stage.name in LONG:
+                rows[stage.name] = [*rows.get(stage.name, ()), *_made(stage, rows, told["warnings"])]  # type: ignore[assignment]
+            elif stage.name not in rows:
                 rows[stage.name] = _made(stage, rows, told["warnings"])
     record.unlink(missing_ok=True)  # one that lies there is of the video beside it
     out.write_bytes(video.for_browser(video.decode(rows["generations"]["video"]), rows["clips"]["fps"]))
@@ -121,7 +127,8 @@ def generate(profile: Profile, adapter: str, folder: str, request: Request, out:
         "cameras": {**_camera_of(clip), "ego": views.ego_camera(clip).to_dict()},
         **({"more_views": [_camera_of(view) for view in views.of(clip)[1:]]} if clip["more_views"] else {}),
         **_depth_of(rows),
-        **({"coverage": rows["priors"]["coverage"]} if "priors" in rows else {}),
+        **_coverage_of(rows),
+        **({"hands": rows["hands"]["estimator"], "hand_frames": rows["hands"]["frames"]} if "hands" in rows else {}),
         "inputs": {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items() if name != "depth"},
         "fov": request.fov,
         "depth_focal": request.depth_focal,
@@ -137,7 +144,9 @@ def judged(profile: Profile, request: Request) -> tuple[dict[str, dict], dict]:
     """The rows of `clips` and, where the method asks for it, of `depth`, and what they were found to be: {"path", "checks", "warnings"}.
     ValueError on what cannot be."""
     clip, path = _told(asked, profile.clips, request, profile.ingest)
-    rows, found = {"clips": clip}, [plausible.of_path(clip), *(_told(plausible.of_camera, view) for view in reversed(views.of(clip)))]
+    rows, found = {"clips": clip}, [_told(plausible.of_camera, view) for view in reversed(views.of(clip)) if clip["frames"] > 1]
+    if path is not None:
+        found.insert(0, plausible.of_path(clip))
     if "depth" in of(profile).stages:
         rows["depth"] = _made(depth.stage(profile), rows, _warnings(found))
         found.append(plausible.of_depth(clip, rows["depth"], files=request.depth is not None))
@@ -156,6 +165,11 @@ def _depth_of(rows: dict[str, dict]) -> dict:
     return {"depth": {**made_by, "files": rows["clips"]["depth_path"]}, "depth_known": rows["depth"]["known"]}
 
 
+def _coverage_of(rows: dict[str, dict]) -> dict:
+    drawn = rows.get("priors") or rows.get("sparse")
+    return {"coverage": drawn["coverage"]} if drawn else {}
+
+
 def _warnings(found: list[tuple[dict, list[str]]]) -> list[str]:
     return [warning for _, warnings in found for warning in warnings]
 
@@ -168,8 +182,8 @@ def clip_of(recipe: Clips, request: Request) -> dict:
     return asked(recipe, request, Ingest())[0]
 
 
-def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict]:
-    """`clip_of`, and where on the path the clip lies (`plausible.at_frames`)."""
+def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict | None]:
+    """`clip_of`, and where on the path the clip lies (`plausible.at_frames`), None without one."""
     info = pictures.inspect(request.exo)
     stride, start = stride_of(info.fps, recipe), round(request.start * info.fps) if math.isfinite(request.start) else -1
     frames = start + stride * np.arange(recipe.frames)
@@ -187,14 +201,17 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "depth_kind": ("pinhole-z" if request.depth.is_dir() else "range") if request.depth else None,
         "depth_focal": _depth_focal(request),
     }
-    path = read_tum(request.trajectory)
-    T_world_shown, along = plausible.at_frames(request.trajectory, path, info.times, frames, request.exo.name, settings)
-    named = {f"{Path(exo['video']).name}{' ' + name if len(exos) > 1 else ''}": exo for name, exo in exos.items()}
-    check_reach(T_world_shown[:, :3, 3].numpy(), named)
-    plausible.check_leaps(request.trajectory, path, float(info.times[frames[0]]), float(info.times[frames[-1]]), settings)
-    T_world_ego = T_world_shown @ T_shown_sensor(ego.turns)
     seen = [exo_view(recipe, Path(exo["video"]).name, exo, {}) for exo in exos.values()]
-    seen.sort(key=lambda view: quality.azimuth(view.T_world_exo, T_world_ego[0], ego.turns))  # as in the clips of a lake
+    T_world_ego, along = None, None
+    if request.trajectory is not None:
+        path = read_tum(request.trajectory)
+        T_world_shown, along = plausible.at_frames(request.trajectory, path, info.times, frames, request.exo.name, settings)
+        named = {f"{Path(exo['video']).name}{' ' + name if len(exos) > 1 else ''}": exo for name, exo in exos.items()}
+        check_reach(T_world_shown[:, :3, 3].numpy(), named)
+        plausible.check_leaps(request.trajectory, path, float(info.times[frames[0]]), float(info.times[frames[-1]]), settings)
+        T_world_ego = T_world_shown @ T_shown_sensor(ego.turns)
+        first = T_world_ego[0]
+        seen.sort(key=lambda view: quality.azimuth(view.T_world_exo, first, ego.turns))  # as in the clips of a lake
     shas = [file_sha256(view.exo) for view in request.views]
     row = {
         "clip_id": f"wild.{(shas[0] if len(shas) == 1 else digest(*shas))[:16]}.{start:06d}",
@@ -205,12 +222,15 @@ def asked(recipe: Clips, request: Request, settings: Ingest) -> tuple[dict, dict
         "fps": info.fps / stride,
         "ego_video": "",
         "ego_camera": json.dumps(ego.rescale(recipe.ego_size, recipe.ego_size).to_dict()),
-        "T_world_ego": pack(T_world_ego.numpy()),
+        "T_world_ego": None if T_world_ego is None else pack(T_world_ego.numpy()),
         "task": "",
         "description": "",
         **seen[0].columns,
         "more_views": [view.columns for view in seen[1:]] or None,
     }
+    if request.hands:
+        where = {"files": {Path(exos["exo"]["video"]).name: str(request.hands.absolute())}}
+        row["hands"] = json.dumps({"where": where, "sha256": file_sha256(request.hands)})
     if request.depth:
         row["depth_files"] = _depth_files(request.depth, frames)
     return as_stored("clips", [row])[0], along
@@ -292,8 +312,16 @@ def _pose(path: Path) -> list:
     return T.tolist()
 
 
-def _with_depth(profile: Profile, request: Request) -> Profile:
-    """The profile, with files named in the request before a network named in the profile."""
+def _fitted(profile: Profile, request: Request) -> Profile:
+    """The profile, with files named in the request before a network named in the profile, and one frame where there is one picture."""
+    method = of(profile)
+    profile = method.requested(profile)
+    if method.path and request.trajectory is None:
+        raise ValueError(f"trajectory is missing: {method.name} does not find the head by itself (--trajectory)")
+    if request.hands:
+        profile = changed(profile, {"hands.source": "files"})
+    if pictures.still(request.exo):
+        profile = changed(profile, {"clips.frames": 1})
     if "depth" not in of(profile).stages:
         return profile
     if request.depth:
@@ -305,7 +333,7 @@ def _with_depth(profile: Profile, request: Request) -> Profile:
 
 def _inputs(request: Request) -> dict[str, Path]:
     """The request's files and folders by their role. ValueError where one is not there."""
-    named = {name: getattr(request, name) for name in ("exo", "trajectory", "camera", "depth", "ego_camera", "exo_pose")}
+    named = {name: getattr(request, name) for name in ("exo", "trajectory", "camera", "depth", "hands", "ego_camera", "exo_pose")}
     for number, view in enumerate(request.more, 2):
         named |= {f"{name} {number}": getattr(view, name) for name in ("exo", "camera", "exo_pose")}
     given = {name: path for name, path in named.items() if path is not None}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from egomill.kernels import plausible
 from egomill.kernels.cameras import T_shown_sensor
+from egomill.kernels.hands import pose_map
 from egomill.kernels.poses import inverse, jumps
 from egomill.kernels.trajectory import SLACK, poses_at
 from egomill.schemas.config import Ingest
@@ -170,7 +171,8 @@ def of_path(clip: dict) -> tuple[dict, list[str]]:
 
 
 def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
-    """Whether depth fits the pictures and the head: what was measured, warnings. ValueError where `files` of depth are another video's."""
+    """Whether depth fits the pictures and, where the path is known, the head: what was measured, warnings. ValueError where `files` of depth
+    are another video's."""
     depth, static = torch.from_numpy(unpack_depth(row["depth"])), torch.from_numpy(unpack(row["static"]))
     frames = torch.from_numpy(views.read_exo(clip, (depth.shape[2], depth.shape[1])))
     agree = plausible.edges_agree(frames, depth)
@@ -181,6 +183,9 @@ def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
     if not DISTANT[0] <= middle <= DISTANT[1]:
         told = f"half of the depth is beyond {middle:.4g} m, where {DISTANT[0]:g} to {DISTANT[1]:g} is sensible"
         raise ValueError(f"depth_scale: {told}: metres are asked for")
+    measured = {"depth_edges": None if math.isnan(agree) else agree, "depth_median": middle}
+    if clip["T_world_ego"] is None:
+        return measured, []
     camera = views.exo_camera(clip).rescale(depth.shape[2], depth.shape[1])
     seen, scale = plausible.head_seen(T_exo_shown(clip), camera), row["head_scale"]
     shares = plausible.stir(seen, ~static)[seen.inside]
@@ -196,16 +201,20 @@ def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
         cure = "scale it, name the focal length that its network was told (--depth-focal), or look at the lens and the path"
         warned.append(f"the depth of the head is {scale:.2f} times its distance: {cure}")
     stir = float(shares.max()) if len(shares) else None
-    return {"head_scale": scale, "head_stirs": stir, "depth_edges": None if math.isnan(agree) else agree, "depth_median": middle}, warned
+    return {"head_scale": scale, "head_stirs": stir, **measured}, warned
 
 
 def picture(rows: dict[str, dict], height: int = 300) -> bytes:
-    """PNG: the exo view with the head and its axes drawn in, depth and prior where the method has them, and the result, for the first,
-    middle and last frame."""
+    """PNG: the exo view with the head and its axes drawn in, depth, prior, hands and their maps where the method has them, and the result,
+    for the first, middle and last frame."""
     clip = rows["clips"]
     camera = views.exo_camera(clip)
     camera = camera.rescale(round(camera.width * height / camera.height), height)
-    exo, T = views.read_exo(clip, (camera.width, height)), T_exo_shown(clip)
+    exo = views.read_exo(clip, (camera.width, height))
+    if clip["T_world_ego"] is not None:
+        T = T_exo_shown(clip)
+    else:
+        T = inverse(torch.from_numpy(unpack(rows["alignments"]["T_ego_exo"]))) @ inverse(T_shown_sensor(views.ego_camera(clip).turns))
     for number, frame, pose in zip(views.frame_numbers(clip), exo, T, strict=True):
         axes = pose[:3, :3].T * AXIS * pose[:3, 3].norm()
         ends = torch.cat((pose[:3, 3][None], pose[:3, 3] + axes))
@@ -225,5 +234,11 @@ def picture(rows: dict[str, dict], height: int = 300) -> bytes:
     if "priors" in rows:
         holes, valid, _ = views.read_prior(clip, rows["priors"])
         shown["prior"] = stills.show_holes(holes, valid)
+    if "hands" in rows:
+        joints = torch.from_numpy(unpack(rows["hands"]["joints_exo"]))
+        shown["hands"] = np.stack([stills.over(frame, pose_map(one, camera)) for frame, one in zip(exo, joints, strict=True)])
+    if "sparse" in rows:
+        holes, valid, _ = views.read_prior(clip, rows["sparse"])
+        shown["sparse map"], shown["pose map"] = stills.show_holes(holes, valid), video.decode(rows["sparse"]["pose"])
     shown["result"] = video.decode(rows["generations"]["video"])
     return stills.png(stills.contact_sheet(shown, [0, len(exo) // 2, len(exo) - 1], height))

@@ -105,7 +105,7 @@ class Estimation:
             mono = torch.from_numpy(found.depth)
         if not (mono > 0).any():
             return Rejected("depth_empty", f"{self.recipe.monocular} knows no depth in any frame")
-        head = at_head(mono, static, camera, _T_exo_ego(clip))
+        head = at_head(mono, static, camera, _T_exo_ego(clip)) if clip["T_world_ego"] else None  # a request may know no path
         if wrong := self.off(head):
             return Rejected("depth_scale", wrong)
         factor, landmarks = 1.0, 0

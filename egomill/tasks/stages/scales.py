@@ -21,8 +21,10 @@ PIXELS = 30  # at least
 SPREAD = 0.25  # of the logarithm of the ratio, quartile to quartile, at most
 
 
-def stage(profile: Profile) -> Stage:
-    """Scales of every chosen clip with depth and hands."""
+def stage(profile: Profile) -> Stage | None:
+    """Scales of every chosen clip with depth and hands; none where genego.scale is "as-is"."""
+    if profile.genego.scale == "as-is":
+        return None
     reads = {"clips": ("clip_id", "exo_camera"), "depth": ("depth",), "hands": ("joints_exo",)}
     return Stage("scales", reads, {"pixels": PIXELS, "spread": SPREAD}, partial(Measure), where="chosen")
 
