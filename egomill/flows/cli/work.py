@@ -165,37 +165,31 @@ def generate(
     """Generate egocentric video for every held-out clip, or, with --exo, for a single video of your own."""
     from egomill.flows.generate import by_request
     from egomill.flows.generate import generate as flow
-    from egomill.models.method import of
-    from egomill.schemas.config import Profile as Settings
 
     settings = [*(set_ or []), *([] if seed is None else [f"generate.seed={seed}"])]
-    needed = {"trajectory": trajectory, "out": out_}
     of_views: dict[str, list | None] = {"fov": fov, "camera": camera, "exo_pose": exo_pose}
-    more = {
-        "trajectory": trajectory,
-        "hands": hands,
-        "depth": depth,
-        "depth_focal": depth_focal,
-        "ego_camera": ego_camera,
-        "start": start,
-        "prompt": prompt,
-        **of_views,
-    }
+    more = {"trajectory": trajectory, "hands": hands, "depth": depth, "depth_focal": depth_focal, "ego_camera": ego_camera}
+    more |= {"start": start, "prompt": prompt, **of_views}
     if not exo:
-        named = [name.replace("_", "-") for name, value in {**needed, **more}.items() if value not in (None, "", 0)]
+        named = [name.replace("_", "-") for name, value in {"out": out_, **more}.items() if value not in (None, "", 0)]
         if named:
             raise ValueError(f"--{named[0]} goes with --exo, a video")
         return run_flow(flow, json_, lake=lake, adapter=adapter, profile=profile, settings=settings, tracking=tracking)
-    lacking = [name for name, value in needed.items() if value is None]
-    if lacking == ["trajectory"] and not of(Settings.load(profile, settings)).path:
-        lacking = []
-    if lacking or out_ is None:
-        raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name in lacking)}")
+    to = _where(out_, trajectory, profile, settings)
     first, *others = _views(exo, of_views)
-    request = {**more, **dict.fromkeys(of_views), **first, "more": others}
-    answer = by_request(lake, adapter, request, out_, profile, settings, tracking)
+    answer = by_request(lake, adapter, {**more, **dict.fromkeys(of_views), **first, "more": others}, to, profile, settings, tracking)
+    reply(answer, json_, lambda: _show_request(answer, to))
 
-    reply(answer, json_, lambda: _show_request(answer, out_))
+
+def _where(to: Path | None, trajectory: Path | None, profile: str, settings: list[str]) -> Path:
+    """Where a request's video goes. ValueError where that is not said, or not where the head is, which some methods find by themselves."""
+    from egomill.models.method import of
+    from egomill.schemas.config import Profile as Settings
+
+    lacking = [name for name, value in {"trajectory": trajectory, "out": to}.items() if value is None]
+    if to is None or (lacking and of(Settings.load(profile, settings)).path):
+        raise ValueError(f"--exo also needs {' and '.join(f'--{name}' for name in lacking)}")
+    return to
 
 
 def _views(exo: list[Path], told: dict[str, list | None]) -> list[dict]:

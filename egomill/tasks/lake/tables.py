@@ -388,12 +388,13 @@ def intact(table: str, row: dict) -> None:
     """Raise Damaged where the values of a row, all columns of it, are not those that were committed."""
     if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
         return  # a take's `content` is not of all its columns
-    silent = (*NO_CONTENT, *ASIDE.get(table, ()))
-    null = [column for column, value in row.items() if value is None and column not in silent]
+    beside = (*NO_CONTENT, *ASIDE.get(table, ()))
+    null = [column for column in row if row[column] is None and column not in beside]
     later = (columns for n in range(3) for columns in combinations(null, n))  # that came to the table after the row: two at most are tried
-    if not any(row["content"] == content_of(row, (*silent, *columns)) for columns in later):
-        name = " ".join(str(row[key]) for key in KEYS[table])
-        raise Damaged(f"row {name} of table {table} is not what was committed: `egomill repair` makes it pending again")
+    if not any(row["content"] == content_of(row, (*beside, *columns)) for columns in later):
+        raise Damaged(
+            f"row {' '.join(str(row[key]) for key in KEYS[table])} of table {table} is not what was committed: `egomill repair` makes it pending again"
+        )
 
 
 def outrun(error: OSError) -> bool:

@@ -9,24 +9,23 @@ picture, and are turned back here. Metres assume an average hand: depth is as wr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from egomill.kernels.cameras import Camera
 from egomill.kernels.hands import HANDS, JOINTS
 from egomill.schemas.config import Hands
 from egomill.schemas.fingerprint import file_sha256
-from egomill.tasks.media import views
-from egomill.tasks.media.hand_files import Found
 
 PALM, CROP = 192, 224  # px, what the two networks take
 SURE, PRESENT, SAME = 0.5, 0.5, 0.3  # scores of a palm and of a hand; overlap of two boxes of one palm
 SHIFT, LARGER = -0.5, 2.6  # of the palm's box, to that of the whole hand
-WIDE = 1280  # px, at which the exo view is looked at
 TILES = (2, 3)  # rows and columns of overlapping parts that are looked at beside the whole: hands in exo views are small
 OFF = 0.05  # of the hand's size in px, the residual (RMS) of its place above which it is not believed
 
@@ -62,19 +61,17 @@ class Network:
         self.said = f"landmarks {revision(settings)}"
         self.palm, self.landmark = _interpreter(settings.palm), _interpreter(settings.landmark)
 
-    def __call__(self, clip: dict) -> Found:
-        """Errors: VideoError."""
-        camera = views.exo_camera(clip)
-        lens = clip["exo_crop"][2] if not clip["exo_lens"] else camera.width
-        width = max(camera.width, min(WIDE, lens))
-        camera = camera.rescale(width, round(camera.height * width / camera.width))
-        out = np.full((clip["frames"], HANDS, JOINTS, 3), np.nan, np.float32)
-        for frame, picture in enumerate(views.read_exo(clip, (camera.width, camera.height))):
+    def __call__(self, frames: Iterable[np.ndarray], camera: Camera) -> Tensor:
+        """Joints [F, 2, 21, 3], metres in the camera's frame, NaN unknown, of pictures uint8 [H, W, 3] by that camera."""
+        found = []
+        for picture in frames:
+            joints = torch.full((HANDS, JOINTS, 3), torch.nan)
             for hand in self.hands(picture):
                 placed = place(hand, camera)
                 if placed is not None:
-                    out[frame, hand.side] = placed
-        return Found(torch.from_numpy(out), None, self.said)
+                    joints[hand.side] = torch.from_numpy(placed)
+            found.append(joints)
+        return torch.stack(found)
 
     def hands(self, picture: np.ndarray) -> list[Hand]:
         """The hands of a picture uint8 [H, W, 3], one a side at most: the surer one."""

@@ -171,7 +171,7 @@ def of_path(clip: dict) -> tuple[dict, list[str]]:
 
 
 def of_depth(clip: dict, row: dict, files: bool) -> tuple[dict, list[str]]:
-    """Whether depth fits the pictures and, where the path is known, the head: what was measured, warnings. ValueError where `files` of depth
+    """Whether depth fits the pictures and, where a path is known, the head: what was measured, warnings. ValueError where `files` of depth
     are another video's."""
     depth, static = torch.from_numpy(unpack_depth(row["depth"])), torch.from_numpy(unpack(row["static"]))
     frames = torch.from_numpy(views.read_exo(clip, (depth.shape[2], depth.shape[1])))

@@ -37,6 +37,9 @@ def stage(profile: Profile) -> Stage:
     )
 
 
+WIDE = 1280  # px, at which a landmark network looks at the exo view where its source has as many
+
+
 class Finder:
     """A clip in, its hands out."""
 
@@ -50,7 +53,7 @@ class Finder:
             if self.network is None:
                 found = hand_files.read(clip, views.frame_numbers(clip), self.settings, self.allow)
             else:
-                found = self.network(clip)
+                found = self._seen(clip, self.network)
             picture = views.read_exo(clip, (self.side, self.side))
         except Bad as bad:
             return bad.rejected
@@ -70,3 +73,10 @@ class Finder:
             "frames": seen,
             "estimator": found.said,
         }
+
+    def _seen(self, clip: dict, network: landmarks.Network) -> hand_files.Found:
+        """By the network, on larger pictures than the clip's: hands in an exo view are small."""
+        camera = views.exo_camera(clip)
+        width = max(camera.width, min(WIDE, camera.width if clip["exo_lens"] else clip["exo_crop"][2]))
+        camera = camera.rescale(width, round(camera.height * width / camera.width))
+        return hand_files.Found(network(views.read_exo(clip, (camera.width, camera.height)), camera), None, network.said)
