@@ -13,6 +13,11 @@ from lance.fragment import FragmentMetadata, LanceFragment
 from egomill.schemas.tables import KEYS
 
 
+def all_of(*conditions: str) -> str:
+    """SQL conditions in one; "" is none."""
+    return " AND ".join(f"({condition})" for condition in conditions if condition)
+
+
 def one_of(column: str, values: Iterable[Any]) -> str:
     """An SQL condition: the column is one of the values (quoted here; an empty list is never true)."""
     quoted = ", ".join("'" + str(v).replace("'", "''") + "'" for v in values)

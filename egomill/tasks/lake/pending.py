@@ -14,8 +14,9 @@ import pyarrow.compute
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
 from egomill.schemas.tables import ASIDE, KEYS, LONG
+from egomill.tasks.lake.fragments import all_of
 from egomill.tasks.lake.stage import Stage
-from egomill.tasks.lake.tables import Lake, all_of, one_of
+from egomill.tasks.lake.tables import Lake, one_of
 
 pc: Any = pyarrow.compute  # which makes its functions while it is imported: type checkers cannot see them
 STATES = ("current", "rejected", "failed", "blocked", "pending", "gone")

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from egomill.schemas.fingerprint import content_of
 from egomill.schemas.tables import KEYS, LONG, TABLES, as_stored, silent
+from egomill.tasks.lake.fragments import all_of
 from egomill.tasks.lake.stage import Stage
-from egomill.tasks.lake.tables import Damaged, Lake, all_of, intact, one_of
+from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
 
 Reads = dict[str, tuple[str, ...]]
 

@@ -18,7 +18,8 @@ import pyarrow.compute
 from egomill.schemas.fingerprint import code_parts, digest
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import KEYS, columns
-from egomill.tasks.lake.tables import all_of, one_of
+from egomill.tasks.lake.fragments import all_of
+from egomill.tasks.lake.tables import one_of
 
 Worker = Callable[[dict], dict | list[dict] | Rejected]
 

@@ -379,11 +379,6 @@ def ask(uri: str) -> Glimpse:
     return found
 
 
-def all_of(*conditions: str) -> str:
-    """SQL conditions in one; "" is none."""
-    return " AND ".join(f"({condition})" for condition in conditions if condition)
-
-
 def intact(table: str, row: dict) -> None:
     """Raise Damaged where the values of a row, all columns of it, are not those that were committed."""
     if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
@@ -392,9 +387,8 @@ def intact(table: str, row: dict) -> None:
     null = [column for column in row if row[column] is None and column not in beside]
     later = (columns for n in range(3) for columns in combinations(null, n))  # that came to the table after the row: two at most are tried
     if not any(row["content"] == content_of(row, (*beside, *columns)) for columns in later):
-        raise Damaged(
-            f"row {' '.join(str(row[key]) for key in KEYS[table])} of table {table} is not what was committed: `egomill repair` makes it pending again"
-        )
+        name = " ".join(str(row[key]) for key in KEYS[table])
+        raise Damaged(f"row {name} of table {table} is not what was committed: `egomill repair` makes it pending again")
 
 
 def outrun(error: OSError) -> bool:

@@ -34,9 +34,11 @@ def revision(settings: Hands) -> str:
     """The digests of both files. ValueError where one is not there, or not as named."""
     found = []
     for name in ("palm", "landmark"):
-        path, told = getattr(settings, name), getattr(settings, f"{name}_sha256")
-        if not path or not Path(path).is_file():
-            raise ValueError(f"hands.{name}: no file {path!r}; hands.source = landmarks reads MediaPipe's two networks from .tflite files")
+        path, told = Path(getattr(settings, name)), getattr(settings, f"{name}_sha256")
+        if not path.is_file():
+            raise ValueError(
+                f"hands.{name}: no file {str(path)!r}; hands.source = landmarks reads MediaPipe's two networks from .tflite files"
+            )
         sha256 = file_sha256(path)
         if told and sha256 != told:
             raise ValueError(f"hands.{name}: {path} has the digest {sha256}, and hands.{name}_sha256 says {told}")

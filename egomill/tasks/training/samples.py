@@ -21,8 +21,9 @@ from egomill.models.method import Names
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.tables import LONG
 from egomill.schemas.tensors import unpack
+from egomill.tasks.lake.fragments import all_of
 from egomill.tasks.lake.rows import handed, read_rows
-from egomill.tasks.lake.tables import Damaged, Lake, all_of, intact, one_of
+from egomill.tasks.lake.tables import Damaged, Lake, intact, one_of
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
