@@ -111,7 +111,7 @@ class Network:
         to_picture = np.concatenate([turn, (centre - turn @ np.full(2, (CROP - 1) / 2))[:, None]], axis=1)
         crop = cv2.warpAffine(picture, to_picture, (CROP, CROP), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         outputs = _run(self.landmark, crop.astype(np.float32)[None] / 255)
-        (pixels, metres), (presence, right) = (
+        (pixels, metres), (presence, left) = (
             [o.reshape(JOINTS, 3) for o in outputs if o.size == 3 * JOINTS],
             [o.item() for o in outputs if o.size == 1],
         )
@@ -119,7 +119,7 @@ class Network:
             return None
         upright = metres.astype(np.float64).copy()
         upright[:, :2] = upright[:, :2] @ (turn / scale).T
-        side = 0 if right > 0.5 else 1  # it was told of a mirrored picture
+        side = 1 if left > 0.5 else 0  # of a mirrored picture, that is
         return Hand(pixels[:, :2] @ turn.T + to_picture[:, 2], upright, side, presence)
 
 
