@@ -11,16 +11,16 @@ import torch
 
 from egomill.kernels import directions as rays
 from egomill.kernels.cameras import Camera, aria_rgb
-from egomill.kernels.poses import transform
+from egomill.kernels.poses import inverse, transform
 from egomill.kernels.prior import render_prior
 from egomill.schemas.fingerprint import content_of
 from egomill.schemas.outcome import Rejected
 from egomill.schemas.tables import NO_CONTENT, as_stored, silent
-from egomill.schemas.tensors import pack, pack_depth
+from egomill.schemas.tensors import pack, pack_depth, unpack
 from egomill.tasks.lake.rows import finished, handed, read_rows
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
-from egomill.tasks.media import video
+from egomill.tasks.media import video, views
 
 FRAMES, FPS = 5, 10.0
 EXO = Camera("pinhole", (55.0, 55.0, 47.5, 31.5), 96, 64)
@@ -123,6 +123,23 @@ def square(lake: Lake, keys: list[str]) -> None:
     cut = {"exo_camera": json.dumps(EXO.crop(edge, 0, EXO.height, EXO.height).to_dict()), "exo_crop": [edge, 0, EXO.height, EXO.height]}
     rows = [{**row, **cut} for row in lake.rows("clips", keys)]
     lake.upsert("clips", [{**row, "content": content_of(row, silent("clips", row))} for row in rows])
+
+
+def hands(lake: Lake, keys: list[str], seed: int = 0) -> None:
+    """Two hands before each clip's head, as both cameras have them, and the exo picture."""
+    from tests.kernels.hands import two
+
+    rows = []
+    for number, clip in enumerate(lake.rows("clips", keys)):
+        T_world_exo, T_world_ego = (torch.from_numpy(unpack(clip[name])) for name in ("T_world_exo", "T_world_ego"))
+        moves = torch.tensor([0.0, 0.02, 0.0]) * torch.arange(FRAMES)[:, None, None, None]
+        ego = two(seed + number) + torch.tensor([0.1, 0.1, 0.5]) + moves
+        exo = transform((inverse(T_world_exo) @ T_world_ego)[:, None], ego)
+        picture = np.ascontiguousarray(views.read_exo(clip, (32, 32)).transpose(0, 3, 1, 2))
+        made = {"fingerprint": "f", "run_id": "run", "clip_id": clip["clip_id"], "picture": pack(picture), "frames": FRAMES}
+        joints = {name: pack(value.float().numpy()) for name, value in (("joints_exo", exo), ("joints_ego", ego))}
+        rows.append({**made, **joints, "estimator": "exact"})
+    lake.upsert("hands", [{**row, "content": content_of(row, NO_CONTENT)} for row in as_stored("hands", rows)])
 
 
 def run_here(lake: Lake, stage: Stage, keys: list[str]) -> list[dict]:

@@ -176,7 +176,7 @@ def test_latents_of_maps_are_of_the_ranges_that_the_released_code_has(rows):
     vae = bases.load(PROFILE.model, "vae").vae
     for name, level in (("pose", 0.0), ("sparse", -1.0)):  # black is 0 in a pose map, and -1 in a sparse map
         expected = encode_video(vae, torch.full((1, 3, 3, 128, 128), level))[0].half().numpy()
-        np.testing.assert_array_equal(dark[name], expected)
+        np.testing.assert_allclose(dark[name], expected, atol=0.05)
 
 
 def test_a_source_without_a_regressor_or_that_nobody_asks_for_makes_nothing():

@@ -14,9 +14,10 @@ import pytest
 
 from egomill.schemas.config import Profile
 from egomill.tasks.lake import releases
+from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.tracking import Tracker
-from egomill.tasks.stages import latents, view_latents
+from egomill.tasks.stages import alignments, latents, picture_latents, sparse, view_latents
 from tests.tasks import tiny_lake
 from tests.tasks.tiny_lake import run_here
 
@@ -26,25 +27,43 @@ SETTINGS = [f"train.steps={STEPS}", "train.rank=4", "train.batch=1", "train.work
 
 SQUARE = ["clips.exo_size=[64,64]", "clips.ego_size=64", "clips.frames=5", "clips.views=2"]
 SQUARE += ["exo2egosyn.align_width=32", "exo2egosyn.align_heads=2", "exo2egosyn.align_depth=1", "exo2egosyn.ray_width=8"]
-MADE = {"local": (latents, SETTINGS), "local-exo2egosyn": (view_latents, [*SETTINGS, *SQUARE])}
+HANDS = ["clips.exo_size=[64,64]", "clips.ego_size=64", "clips.frames=5", "priors.min_coverage=0", 'genego.sources=["jittered"]']
+HANDS += ["genego.given=jittered", "ego_hands.picture=32", "ego_hands.width=32", "ego_hands.depth=1", "ego_hands.hidden=32"]
+HANDS += ["train.steps=40", "train.targets=[]", "train.batch=1", "train.workers=2", "train.checkpoint_every=5"]
+
+
+def of_hands(profile: Profile) -> list[Stage]:
+    steps = [module.stage(profile, "jittered") for module in (alignments, sparse, picture_latents)]
+    return [step for step in (*steps, picture_latents.stage(profile)) if step is not None]
+
+
+MADE = {  # profile and method: stages, settings
+    "local": (lambda profile: [latents.stage(profile)], SETTINGS),
+    "local-exo2egosyn": (lambda profile: [view_latents.stage(profile)], [*SETTINGS, *SQUARE]),
+    "local-genego": (of_hands, [*HANDS, "train.method=genego"]),
+    "local-genego ego_hands": (of_hands, [*HANDS, "train.method=ego_hands", "ego_hands.sees=both"]),
+}
 
 
 @pytest.fixture(scope="module", params=list(MADE))
 def built(request, tmp_path_factory):
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     keys = tiny_lake.build(lake, clips=5, takes=3, held_out=1)
-    base = tiny_lake.base(tmp_path_factory.mktemp("base"))
     stages, settings = MADE[request.param]
     if settings != SETTINGS:
         tiny_lake.square(lake, keys)
-    profile = Profile.load(request.param, [*settings, f"model.base='{base}'"])
-    run_here(lake, stages.stage(profile), keys)
+    tiny_lake.hands(lake, keys)
+    name = request.param.split()[0]
+    base = "embedded-pictures" if name == "local-genego" else tiny_lake.base(tmp_path_factory.mktemp("base"))
+    profile = Profile.load(name, [*settings, f"model.base='{base}'"])
+    for stage in stages(profile):
+        run_here(lake, stage, keys)
     releases.publish(lake, "run", profile, "r1")
     return lake.uri, str(base), request.param
 
 
 def start(lake: str, base: str, profile: str) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, profile, *MADE[profile][1]]
+    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), lake, base, profile.split()[0], *MADE[profile][1]]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
