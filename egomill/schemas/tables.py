@@ -247,6 +247,7 @@ def take_of(table: str, key: tuple[str, ...]) -> str:
 
 
 LONG = ("latents",)  # of one value a row: what is read of them are names of rows, not columns
+OPTIONAL = ("image",)  # names of rows that not every base makes; who reads others is not run without them
 RELEASED = (  # what a release pins, parents first
     *("takes", "clips", "depth", "priors", "directions", "captions", "hands", "scales", "ego_hands", "alignments", "sparse"),
     "latents",

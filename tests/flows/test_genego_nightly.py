@@ -25,7 +25,7 @@ from tests.kernels import hands
 from tests.tasks.tiny_release import FRAMES, exo_pose
 
 SETTINGS = ["clips.hop=0.6", "clips.frames=3", "clips.unseen=0", "clips.exo_size=[64,64]", "clips.ego_size=64", "clips.min_overlap=0"]
-SETTINGS += ["priors.min_coverage=0", "hands.source=files", "ego_hands.steps=30", "ego_hands.hidden=32", "ego_hands.batch=2"]
+SETTINGS += ["priors.min_coverage=0", "hands.source=files", "ego_hands.steps=200", "ego_hands.hidden=32", "ego_hands.batch=2"]
 SETTINGS += ["train.steps=4", "train.batch=1", "train.workers=1", "train.checkpoint_every=2"]
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from egomill.schemas.fingerprint import digest
 from egomill.schemas.item import Item
-from egomill.schemas.tables import ASIDE, KEYS, LONG
+from egomill.schemas.tables import ASIDE, KEYS, LONG, OPTIONAL
 from egomill.tasks.lake.fragments import all_of
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake, one_of
@@ -88,7 +88,7 @@ _WANTED = pa.schema([(name, pa.string()) for name in ("key", "fingerprint", "inp
 
 def _contents_in(stage: Stage, lake: Lake, table: str, version: int, where: str = "") -> pa.Table:
     """(key, `table`): the content of each key's row, with the columns of `ASIDE` that the stage reads; of a `LONG` table a digest of the
-    rows that the stage reads, null where one of them is missing that other keys have."""
+    rows that the stage reads, null where one of them is missing that is not `OPTIONAL`."""
     if table not in LONG:
         aside = [column for column in ASIDE.get(table, ()) if column in stage.reads[table]]
         rows = lake.read(table, [KEYS[table][0], "content", *aside], where, version)
@@ -101,8 +101,8 @@ def _contents_in(stage: Stage, lake: Lake, table: str, version: int, where: str 
     by_key: dict[str, list[tuple[str, str]]] = {}
     for key, *named in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         by_key.setdefault(key, []).append((named[0], named[1]))
-    every = {name for named in by_key.values() for name, _ in named}
-    contents = [digest(*sorted(named)) if len(named) == len(every) else None for named in by_key.values()]
+    needed = set(stage.reads[table]) - set(OPTIONAL)
+    contents = [digest(*sorted(named)) if needed <= {name for name, _ in named} else None for named in by_key.values()]
     return pa.table({"key": pa.array(list(by_key), pa.string()), table: pa.array(contents, pa.string())})
 
 

@@ -7,7 +7,7 @@ and a training resumed at step 400 goes on as if nothing had happened; no state 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from egomill.models.method import Names
 from egomill.schemas.fingerprint import digest
-from egomill.schemas.tables import LONG
+from egomill.schemas.tables import LONG, OPTIONAL
 from egomill.schemas.tensors import unpack
 from egomill.tasks.lake.fragments import all_of
 from egomill.tasks.lake.rows import handed, read_rows
@@ -112,13 +112,14 @@ def clips_of(lake: Lake, versions: dict[str, int], model: str, reads: Names, spl
 
 
 def _having(lake: Lake, table: str, names: Sequence[str], model: str, version: int) -> set[str]:
-    """The clips that have a row with all of the columns; of a `LONG` table, all the named rows that any clip has."""
+    """The clips that have a row with all of the columns; of a `LONG` table, all the named rows but the `OPTIONAL` ones."""
     if table not in LONG:
         return set(lake.read(table, ["clip_id"], all_of(*(f"{name} IS NOT NULL" for name in names)), version)["clip_id"].to_pylist())
     rows = lake.read(table, ["clip_id", "name"], all_of(_of_base(table, model), one_of("name", names)), version).to_pylist()
-    counts = Counter(row["clip_id"] for row in rows)
-    every = len({row["name"] for row in rows})
-    return {clip for clip, count in counts.items() if count == every}
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["clip_id"], set()).add(row["name"])
+    return {clip for clip, there in found.items() if there >= set(names) - set(OPTIONAL)}
 
 
 def spread(takes: Mapping[str, str], count: int) -> list[str]:
