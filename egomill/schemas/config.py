@@ -67,6 +67,8 @@ class Clips(Section):
     test_fraction: float = 0.1  # windows of training takes that are held out
     unseen_fraction: float = 0.2  # takes that are held out, where the release has no split
     split_seed: int = 0  # by which windows and takes are held out
+    # "official": the data set's, else shares of takes. The others cut H2O as Exo2Ego does (tasks/media/h2o.py: unseen).
+    splits: Literal["official", "actions", "objects", "scenes", "subjects"] = "official"
 
     @model_validator(mode="after")
     def _sizes(self) -> Clips:

@@ -73,6 +73,7 @@ def test_from_hands_to_a_gated_adapter_and_a_report(night):
     assert (about["method"], about["reducer"], about["full"]) == ("genego", "trained", True)
     text = Path(told["report"]).read_text()
     assert all(word in text for word in ("exo, hands", "sparse map, predicted, off by", "pose map, predicted", "filled sparse map"))
+    assert lineage.of_adapter(lake, tracker, "genego@v1")["adapter"]["regressors"] == [phi.spec]
     assert lineage.of_adapter(lake, tracker, "genego@v1")["release"]["tables"].keys() >= {"hands", "alignments", "sparse", "latents"}
 
 

@@ -27,7 +27,19 @@ def of_adapter(lake: Lake, tracker: Tracker, spec: str) -> dict:
         made_of: dict = {"release": None, "clips": [], "takes": []}
     else:
         made_of = of_release(lake, adapter.tags["release"])
+        about |= _regressors(lake, tracker, made_of["release"])
     return {"adapter": about, "inputs": tracker.inputs(adapter.run_id), **made_of}
+
+
+def _regressors(lake: Lake, tracker: Tracker, release: dict) -> dict[str, list[str]]:
+    """The registered regressors whose predictions a release holds; nothing where it holds none."""
+    version = release["tables"].get("ego_hands")
+    if release["withdrawn"] or version is None:
+        return {}
+    known = set(lake.read("ego_hands", ["regressor"], version=version)["regressor"].to_pylist())
+    every = ((name, row) for name in tracker.names() for row in tracker.adapters(name))
+    found = [f"{name}@v{row['version']}" for name, row in every if row["tags"].get("sha256", "")[:16] in known]
+    return {"regressors": found} if found else {}
 
 
 def of_release(lake: Lake, name: str = "") -> dict:

@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from egomill.schemas.fingerprint import content_of, file_sha256
+from egomill.schemas.fingerprint import content_of, file_sha256, folder_sha256
 from egomill.schemas.tables import silent
 from egomill.tasks.keeping.rederive import differences, on_disk, rederive, stored
 from egomill.tasks.keeping.standing import survey
@@ -67,11 +67,11 @@ def _table(
     versions = {table: at[table] for table in stage.reads}
     items = None if stage.reads else on_disk(lake, at["takes"], allow)
     now = survey(stage, lake, versions, 1, None, None if items is None else list(items.values()))
-    rows = lake.read(stage.name, [stage.parent, "recipe", "inputs", *stage.constants], version=at[stage.name]).to_pylist()
+    rows = lake.read(stage.name, [stage.parent, "recipe", "inputs"], stage.mine or None, at[stage.name]).to_pylist()
     by_key = {r[stage.parent]: r for r in rows}
     keys = chance.sample(sorted(by_key), min(sample, len(by_key)))
     known = recipes.read(lake, {by_key[key]["recipe"] for key in keys})
-    answer: dict[str, Any] = {"table": stage.name, "rows": len(rows), "ok": 0, "differs": 0, "cannot": 0, "details": []}
+    answer: dict[str, Any] = {"table": stage.id, "rows": len(rows), "ok": 0, "differs": 0, "cannot": 0, "details": []}
 
     def tell(key: str, verdict: str, what: str = "", column: str = "") -> None:
         answer[verdict] += 1
@@ -114,4 +114,8 @@ def _sources(lake: Lake, at: dict[str, int], key: str, sha256: Sha256) -> list[s
         uid = clip[0]["take_uid"]
     (take,) = lake.rows("takes", [uid], ["root", "files"], at["takes"])
     found = ((Path(take["root"]) / name, file["sha256"]) for name, file in json.loads(take["files"]).items())
-    return [f"{path} is gone or changed" for path, told in found if not path.is_file() or sha256(path) != told]
+    return [f"{path} is gone or changed" for path, told in found if not path.exists() or _digest(path, sha256) != told]
+
+
+def _digest(path: Path, sha256: Sha256) -> str:
+    return folder_sha256(path) if path.is_dir() else sha256(path)

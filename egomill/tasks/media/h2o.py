@@ -32,7 +32,9 @@ from egomill.tasks.media.untrusted import Bad, below, inside, read_numbers, regu
 
 SUBJECT = re.compile(r"(subject\d{1,3})(_ego)?")
 SCENE, SEQUENCE, CAMERA = re.compile(r"[hko]\d"), re.compile(r"\d{1,4}"), re.compile(r"cam[0-4]")
+TAKE = re.compile(r"(subject\d{1,3})_([hko]\d)_(\d{1,4})")
 EGO, FPS = "cam4", 30.0
+CUT = 30  # frames of a clip of Exo2Ego's
 VALIDATION = "subject3", ("k2", "o1", "o2")
 TEST = "subject4"
 
@@ -69,6 +71,32 @@ def sequences(root: Path, allow: tuple[str, ...] = ()) -> Iterator[dict]:
 def official(subject: str, scene: str) -> str:
     """The official split of a sequence."""
     return "test" if subject == TEST else "val" if subject == VALIDATION[0] and scene in VALIDATION[1] else "train"
+
+
+def unseen(by: str, name: str, first: int, last: int, frames: int) -> str:
+    """The split of a window of frames first..last of a take, as Exo2Ego cuts H2O into trainings and tests by unseen actions, objects,
+    scenes and subjects; "" for what it leaves out, and for a window that lies in both parts. Its clips are of 30 frames.
+
+        actions    subject 1: the first 80 % of each sequence train, the rest test: the same recordings, so this tells little of new actions
+        objects    sequences 0 to 5 train, 7 tests
+        scenes     o1 and o2 test, the others train
+        subjects   of subject 1 the first 80 % of each sequence train, of subject 2 the first 20 % test
+    """
+    match = TAKE.fullmatch(name)
+    if match is None:
+        return ""
+    subject, scene, number = match[1], match[2], int(match[3])
+    if by == "objects":
+        return {7: "unseen", 6: ""}.get(number, "train")
+    if by == "scenes":
+        return "unseen" if scene in ("o1", "o2") else "train"
+    count = frames // CUT
+    part = int(0.8 * count)
+    if subject == "subject1" and last // CUT < part:
+        return "train"
+    if by == "actions":
+        return "unseen" if subject == "subject1" and first // CUT >= part else ""
+    return "unseen" if subject == "subject2" and last // CUT < count - part else ""
 
 
 def _folders(place: Path, named: re.Pattern) -> list[Path]:

@@ -34,9 +34,9 @@ from egomill.schemas.tensors import pack, unpack
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import Lake
 from egomill.tasks.lake.watch import lasts
-from egomill.tasks.media import pictures, video, views
+from egomill.tasks.media import h2o, pictures, video, views
 
-SPLITS = ("train", "test", "unseen")
+SPLITS = ("train", "test", "unseen")  # "": of neither
 READS = ("take_uid take_name root split fps frames ego_video ego_camera T_world_ego exo files task descriptions hands").split()  # noqa: SIM905
 LOOK = 112  # rows of the pictures that are judged
 COVERED = (50, 28)  # width, height in px of the pictures on which it is seen whether something covers the lens
@@ -48,7 +48,8 @@ CHOSEN = "chosen"
 
 def stage(profile: Profile) -> Stage:
     """Candidate windows of every take, at the profile's sizes. Quotas are no part of it: they choose among rows."""
-    unsaid = {"views"} if profile.clips.views == 1 else set()  # as it always was: rows that are there stay current
+    usual = {"views": 1, "splits": "official"}  # as it always was: rows that are there stay current
+    unsaid = {name for name, value in usual.items() if getattr(profile.clips, name) == value}
     recipe = profile.clips.model_dump(exclude={"train", "test", "unseen", *unsaid})
     return Stage("clips", {"takes": tuple(READS)}, recipe, partial(Windows, profile.clips))
 
@@ -138,12 +139,15 @@ class Windows:
         T_world_ego = source.T_world_ego[numbers]
         known = torch.isfinite(T_world_ego).all(dim=-1).all(dim=-1)
         coverage = float(known.double().mean())
+        split = split_of(take["split"], take["take_uid"], start, recipe)
+        if recipe.splits != "official":
+            split = h2o.unseen(recipe.splits, take["take_name"], int(numbers[0]), int(numbers[-1]), take["frames"])
         window = {
             "start": start,
             "stride": source.stride,
             "frames": recipe.frames,
             "fps": source.fps / source.stride,
-            "split": split_of(take["split"], take["take_uid"], start, recipe),
+            "split": split,
             "ego_camera": json.dumps(source.ego_camera.to_dict()),
             "T_world_ego": pack(T_world_ego.numpy()),
             "pose_coverage": coverage,
@@ -161,6 +165,7 @@ class Windows:
             ranked.append((-rank, view.name, (view, overlap)))
         best = [view for *_, view in sorted(ranked, key=lambda one: one[:2])]
         unseen = "" if coverage == 1 else f"no ego pose for {round((1 - coverage) * recipe.frames)} of {recipe.frames} frames"
+        unseen = unseen if split else f"no part of the split by {recipe.splits}"
         if recipe.views == 1:
             return [Candidate(window, (view,), unseen) for view in best[: recipe.exo_cameras]]
         together = best[: recipe.views]

@@ -35,6 +35,6 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, row: dict) -> dict:
-        picture, exo = (torch.from_numpy(unpack(row["hands"][name])) for name in ("picture", "joints_exo"))
+        picture, exo = (torch.from_numpy(unpack(row["hands"][name]).copy()) for name in ("picture", "joints_exo"))
         joints = self.net.joints(picture, exo)
         return {"joints_ego": pack(joints.numpy())}

@@ -249,3 +249,39 @@ def test_depth_cut_short_is_told_when_it_is_read(copy):
     found = sidecar.read(row, views.exo_camera(row))
     assert isinstance(found, Rejected)
     assert (found.reason, "000002" in found.detail) == ("video_undecodable", True)
+
+
+@pytest.mark.parametrize(
+    ("by", "name", "first", "last", "split"),
+    [
+        ("actions", "subject1_h1_0", 0, 29, "train"),
+        ("actions", "subject1_h1_0", 210, 239, "train"),  # the last of 8 of 10 clips
+        ("actions", "subject1_h1_0", 230, 245, ""),  # lies in both parts
+        ("actions", "subject1_h1_0", 240, 269, "unseen"),
+        ("actions", "subject2_h1_0", 240, 269, ""),
+        ("objects", "subject3_k1_5", 0, 29, "train"),
+        ("objects", "subject3_k1_6", 0, 29, ""),
+        ("objects", "subject3_k1_7", 0, 29, "unseen"),
+        ("scenes", "subject1_o2_0", 0, 29, "unseen"),
+        ("scenes", "subject1_h2_0", 0, 29, "train"),
+        ("subjects", "subject1_h1_0", 0, 29, "train"),
+        ("subjects", "subject1_h1_0", 240, 269, ""),
+        ("subjects", "subject2_h1_0", 0, 59, "unseen"),
+        ("subjects", "subject2_h1_0", 60, 89, ""),
+        ("subjects", "subject3_h1_0", 0, 29, ""),
+        ("objects", "a take of another data set", 0, 29, ""),
+    ],
+)
+def test_exo2egos_splits(by, name, first, last, split):
+    assert h2o.unseen(by, name, first, last, 300) == split
+
+
+def test_clips_of_neither_part_are_candidates_that_say_so(simulated):
+    _, second = taken(simulated)
+    assert isinstance(second, dict)
+    profile = PROFILE.model_copy(update={"clips": PROFILE.clips.model_copy(update={"splits": "actions"})})
+    rows = clips.stage(profile).worker()({"takes": second})
+    assert isinstance(rows, Rejected)
+    assert rows.reason == "no_window"
+    assert "no part of the split by actions" in rows.detail
+    assert clips.stage(profile).recipe != clips.stage(PROFILE).recipe
