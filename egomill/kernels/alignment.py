@@ -63,6 +63,16 @@ def _distances(T_b_a: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (transform(T_b_a, a) - b).norm(dim=-1)
 
 
+def pa_mpjpe(found: Tensor, true: Tensor) -> Tensor:
+    """Mean distance [...] of joints [..., N, 3] to the true ones after the best similarity, in the unit of the true ones; joints that are
+    NaN on either side do not count, and with fewer than three it is NaN."""
+    known = (found.isfinite() & true.isfinite()).all(dim=-1)
+    weights = known.to(true)
+    off = _distances(umeyama(found.to(true), true, weights, scaled=True)[0], torch.where(known[..., None], found.to(true), 0), true)
+    mean = torch.where(known, off, 0).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1)
+    return torch.where(known.sum(dim=-1) >= 3, mean, torch.nan)
+
+
 @dataclass(frozen=True)
 class Alignment:
     """What the hands of a clip say of the cameras. A frame that is refused has NaN for its motion."""

@@ -241,6 +241,7 @@ METHOD = Method(
     section="genego",
     follows=tuple(f"genego.{name}" for name in FOLLOWS),
     references=("sparse", "codec"),
+    measured=("fid", "clip_score", "pa_mpjpe"),
     variants={"calibrated": Variant({"genego.given": "calibrated"})},
     path=False,
     requested=requested,

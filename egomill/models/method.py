@@ -77,6 +77,7 @@ class Method:
     phases: tuple[Phase, ...] = field(default=(Phase(),))
     given_frames: int = 0  # that a video starts with and another net made: scored apart from the rest
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
+    measured: tuple[str, ...] = ()  # further scores, by what a clip is told of (tasks/networks/told.py)
     variants: Mapping[str, Variant] = field(default_factory=dict)  # by name, of letters and hyphens
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
     path: bool = True  # whether a request has to say where the head is

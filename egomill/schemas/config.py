@@ -246,6 +246,9 @@ class Evaluate(Section):
     clip: str = ""
     fvd: str = ""
     objects: str = ""
+    fid: str = ""
+    clip_score: str = ""  # a whole CLIP, in the transformers layout
+    hands: str = ""  # palm_detection_full.tflite and hand_landmark_full.tflite
 
 
 class Resources(Section):

@@ -29,10 +29,19 @@ from egomill.tasks.lake.tracking import Tracker
 from egomill.tasks.media import stills, video, views
 from egomill.tasks.training import gate
 
-LABELS = {"psnr": "PSNR", "ssim": "SSIM", "haarpsi": "HaarPSI", "lpips": "LPIPS", "clip_i": "CLIP-I", "fvd": "FVD"}
+LABELS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "haarpsi": "HaarPSI",
+    "lpips": "LPIPS",
+    "clip_i": "CLIP-I",
+    "fvd": "FVD",
+    "pa_mpjpe": "PA-MPJPE, mm",
+    "clip_score": "CLIPScore",
+}
 REGIONS = {"all": "", "hole": " hole", "moved": " moved", "hand": " hands", "first": " first frame", "after": " after it"}
 GIVEN = ("psnr.first", "psnr.after", "ssim.first", "ssim.after")  # of methods that are given their first frames
-LOWER = ("lpips", "fvd")  # where less is better
+LOWER = ("lpips", "fvd", "pa_mpjpe")  # where less is better
 FAILURES = 200  # rows shown
 
 

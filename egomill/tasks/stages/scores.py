@@ -35,7 +35,7 @@ from egomill.schemas.tensors import unpack, unpack_depth
 from egomill.tasks.lake.stage import Stage
 from egomill.tasks.lake.tables import one_of
 from egomill.tasks.media import video, views
-from egomill.tasks.networks import bases, perceptual
+from egomill.tasks.networks import bases, perceptual, told
 
 METRICS = {"psnr": similarity.psnr, "ssim": similarity.ssim, "haarpsi": similarity.haarpsi}
 OF_REGIONS = {"depth": ("depth", "static"), "priors": ("video", "valid"), "hands": ("joints_ego",)}
@@ -53,6 +53,7 @@ def stage(profile: Profile, adapter: str) -> Stage:
     made, given = method.stages, {"given_frames": method.given_frames} if method.given_frames else {}
     inputs: dict[str, tuple[str, ...]] = {"clips": (*views.EGO_COLUMNS, "exo_camera", "T_world_exo", "T_world_ego")}
     inputs |= {table: names for table, names in OF_REGIONS.items() if table in made}
+    inputs |= {"captions": ("text",)} if method.measured and "captions" in made else {}
     first, where, codec = {FILLED.get(adapter, ""): OF_REGIONS["priors"]}, "", ""
     if adapter == "sparse":
         where = one_of("source", [profile.genego.given])
@@ -67,7 +68,7 @@ def stage(profile: Profile, adapter: str) -> Stage:
         reads=first | inputs,
         config={"smallest": SMALLEST, "reach": REACH, **given},
         worker=partial(Scorer, profile, adapter),
-        weights=codec + perceptual.weights_digest(profile.evaluate),
+        weights=codec + perceptual.weights_digest(profile.evaluate) + told.weights_digest(profile.evaluate, method.measured),
         constants={"adapter": adapter},
         where=where,
     )
@@ -80,6 +81,8 @@ class Scorer:
         method = of(profile)
         self.adapter, self.given, self.still = adapter, method.given_frames, method.variant(adapter).still
         self.measures, self.missing = perceptual.load(profile.evaluate)
+        self.told, missing = told.load(profile.evaluate, method.measured)
+        self.missing |= missing
         self.parts = bases.load(profile.model, "vae") if adapter == "codec" else None
 
     def __call__(self, row: dict) -> list[dict] | Rejected:
@@ -114,8 +117,15 @@ class Scorer:
             parts = {"first": slice(self.given), "after": slice(self.given, None)}
             rows += [(f"{name}.{part}", metric(x[at], y[at], None), "") for part, at in parts.items() for name, metric in METRICS.items()]
         rows += [(name, measure(x, y), "") for name, measure in self.measures.items()]
+        rows += self._told(made, row)
         rows += [(name, None, why) for name, why in self.missing.items()]
         return [{"clip_id": clip["clip_id"], "metric": m, "value": v, "why": w} for m, v, w in rows]
+
+    def _told(self, made: np.ndarray, row: dict) -> list[tuple[str, float | None, str]]:
+        joints, text = row.get("hands", {}).get("joints_ego"), row.get("captions", {}).get("text", "")
+        given = text, None if joints is None else torch.from_numpy(unpack(joints))
+        values = {name: measure(made, *given) for name, measure in self.told.items()}
+        return [(name, value, "" if value is not None else told.NOTHING[name]) for name, value in values.items()]
 
     def _made(self, row: dict, filled: np.ndarray | None) -> np.ndarray | None:
         if self.adapter in FILLED:
