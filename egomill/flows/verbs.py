@@ -104,12 +104,16 @@ def forget(lake: str, take: str, tracking: str = "") -> dict[str, Any]:
 
 
 def _named(name: str, profile: Profile, lake: str, tracking: str) -> Stage:
-    """A stage by its name in reports: "depth", "generations/egox@v3", "scores/prior"."""
+    """A stage by its name in reports, of those that are alone in their table by that of the table too: "depth", "alignments/predicted",
+    "generations/egox@v3", "scores/prior"."""
     kind, _, adapter = name.partition("/")
     if kind in ("generations", "scores") and adapter:
         spec, folder = resolve(lake, adapter, tracking)
         return generations.stage(profile, spec, folder) if kind == "generations" else scores.stage(profile, spec)
-    known = {stage.name: stage for stage in stages(profile)}
-    if kind not in known:
+    made = stages(profile)
+    alone = [stage.name for stage in made if sum(other.name == stage.name for other in made) == 1]
+    known = {stage.name if stage.name in alone else stage.id: stage for stage in made}
+    found = {**known, **{stage.id: stage for stage in made}}.get(name)
+    if found is None:
         raise ValueError(f"no stage {name!r}; known: {', '.join(known)}, generations/ADAPTER, scores/ADAPTER")
-    return known[kind]
+    return found

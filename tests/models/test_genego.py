@@ -13,7 +13,7 @@ from egomill.models.genego import Batch, Net, condition, sample, training_loss
 from egomill.models.layout import Layout
 from egomill.models.picture_base import SCHEDULE
 from egomill.schemas.config import Profile
-from egomill.tasks.training import adapters
+from egomill.tasks.training import adapters, train
 
 B, C, F, H, W = 2, 4, 3, 8, 8
 LAYOUT = Layout(channels=C, temporal=1, spatial=8, patch=1, inputs=9)
@@ -233,6 +233,12 @@ def test_the_base_and_what_is_trained_have_to_go_with_the_method():
 def test_a_source_that_is_not_made_cannot_be_trained_on():
     with pytest.raises(ValueError, match=r"genego\.given is predicted, which genego\.sources does not make"):
         Profile.load("local-genego", ['genego.sources=["jittered"]'])
+
+
+def test_where_a_regressor_lies_is_no_part_of_a_training(monkeypatch):
+    monkeypatch.setattr(train.bases, "revision", lambda model: "base")
+    assert train.recipe(profile("genego.regressor=/here")) == train.recipe(profile("genego.regressor=/there"))
+    assert train.recipe(profile("genego.drop=0.5")) != train.recipe(profile())
 
 
 def test_what_is_read_of_a_clip_is_of_the_source_that_the_profile_names():

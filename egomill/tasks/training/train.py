@@ -46,7 +46,8 @@ def recipe(profile: Profile) -> str:
     method = of(profile)
     settings = profile.train.model_dump(exclude={"checkpoint_every"})
     conditioning = profile.model.model_dump(exclude={"base", "revision"})
-    own = [getattr(profile, method.section).model_dump()] if method.section else []
+    needed = {name.rpartition(".")[2] for name in method.needs}  # folders: what they make is in the release
+    own = [getattr(profile, method.section).model_dump(exclude=needed)] if method.section else []
     return digest(settings, conditioning, bases.revision(profile.model), code_of(loop.__name__, method.module), *own)
 
 
