@@ -165,6 +165,35 @@ def sample(net: Net, batch: Batch, generators: Sequence[torch.Generator], settin
     return x.unflatten(0, (b, f)).transpose(1, 2).float()
 
 
+RELEASED = "model.diffusion_model.", "channel_reducer."  # how the released code names its U-Net and its reducer
+
+
+def released(tensors: Mapping[str, Tensor], profile: Profile, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The released code's checkpoint (latent diffusion's names) to the net's own tensors, for a U-Net of this configuration; codec and text
+    encoder, which it does not change, are the base's. ValueError where settings, names or shapes do not go with it.
+    """
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    if not profile.genego.full:
+        raise ValueError("the released model is a whole U-Net: set genego.full=true and train.targets=[]")
+    with torch.device("meta"):
+        wanted = {name: tuple(t.shape) for name, t in UNet2DConditionModel(**config).state_dict().items()}
+    unet = {name: t for name, t in tensors.items() if name.startswith(RELEASED[0])}
+    try:
+        found = convert_ldm_unet_checkpoint(unet, {"layers_per_block": 2, **config})
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"the U-Net in it is no latent diffusion's: {error} is missing") from None
+    off = sorted(wanted.keys() ^ found.keys()) or sorted(name for name, shape in wanted.items() if tuple(found[name].shape) != shape)
+    if off:
+        raise ValueError(f"the U-Net in it is not of the base's size: {', '.join(off[:3])}")
+    reducer = {f"reducer.{name.removeprefix(RELEASED[1])}": t for name, t in tensors.items() if name.startswith(RELEASED[1])}
+    own = {f"reducer.{name}": tuple(t.shape) for name, t in Reducer(config["out_channels"]).state_dict().items()}
+    if {name: tuple(t.shape) for name, t in reducer.items()} != own:
+        raise ValueError(f"there is no channel_reducer of 37 numbers in it: {', '.join(reducer) or 'nothing of that name'}")
+    return {**{f"unet.{name}": t.float() for name, t in found.items()}, **{name: t.float() for name, t in reducer.items()}}
+
+
 # -- the method ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +270,7 @@ METHOD = Method(
     section="genego",
     follows=tuple(f"genego.{name}" for name in FOLLOWS),
     references=("sparse", "codec"),
+    released=released,
     measured=("fid", "clip_score", "pa_mpjpe"),
     variants={"calibrated": Variant({"genego.given": "calibrated"})},
     path=False,

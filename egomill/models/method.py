@@ -77,6 +77,8 @@ class Method:
     phases: tuple[Phase, ...] = field(default=(Phase(),))
     given_frames: int = 0  # that a video starts with and another net made: scored apart from the rest
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
+    released: Callable[[Mapping[str, Tensor], Profile, Mapping[str, Any]], dict[str, Tensor]] | None = None  # a whole model as the method's
+    # authors release it, the profile and the transformer's configuration to the net's own tensors (tasks/training/foreign.py)
     measured: tuple[str, ...] = ()  # further scores, by what a clip is told of (tasks/networks/told.py)
     variants: Mapping[str, Variant] = field(default_factory=dict)  # by name, of letters and hyphens
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"

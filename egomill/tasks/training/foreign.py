@@ -50,17 +50,18 @@ SCALING = re.compile(r"alpha|scal|dora|rs_?lora", re.IGNORECASE)
 
 
 def register(file: Path, profile: Profile, tracker: Tracker) -> Adapter:
-    """Make a .safetensors file the next version of the profile's method, conditioned as the profile says. ValueError on what `read`
-    refuses.
+    """Make a .safetensors file the next version of the profile's method, conditioned as the profile says: a LoRA, or a whole model as the
+    method's authors release it. ValueError on what `read` and `Method.released` refuse.
     """
-    tensors, rank, alpha = read(file, profile)
+    own = _whole(file, profile)
+    tensors, rank, alpha = ({}, 0, 0.0) if own else read(file, profile)
     origin = {"file": file.name, "file_sha256": file_sha256(file)}
     revision = bases.revision(profile.model)
     about = adapters.about(profile, revision, step=0, release="") | {"rank": rank, "alpha": alpha, **origin}
     config = {"r": rank, "lora_alpha": alpha, "target_modules": sorted({name.rsplit(".", 2)[0] for name in tensors})}
     name = of(profile).name
     with TemporaryDirectory() as folder:
-        adapters.save(tensors, config, {}, Path(folder), about)
+        adapters.save(tensors, config, own, Path(folder), about)
         run = tracker.start(f"{name}-{file.stem}", origin)
         tracker.params(run, {"model": profile.model.model_dump(), "directions": profile.directions.model_dump()})
         tags = {**origin, "profile": profile.name, "base": revision, "sha256": adapters.sha256(folder)}
@@ -71,6 +72,25 @@ def register(file: Path, profile: Profile, tracker: Tracker) -> Adapter:
             raise
         tracker.end(run)
     return adapter
+
+
+def _whole(file: Path, profile: Profile) -> dict[str, Tensor]:
+    """The tensors of a whole model in the file, {} where it holds none, or the method knows of none."""
+    released = of(profile).released
+    try:
+        with safe_open(file, "pt") as stored:
+            names = list(stored.keys())
+            if released is None or not any(".input_blocks." in name for name in names):
+                return {}
+            tensors = {name: stored.get_tensor(name) for name in names}
+    except (OSError, SafetensorError):
+        return {}  # `read` says what is wrong with it
+    if bad := [name for name, t in tensors.items() if t.dtype not in FLOATS or not t.isfinite().all()]:
+        raise ValueError(f"{file}: {bad[0]} is whole, or not finite")
+    try:
+        return released(tensors, profile, sizes.transformer_config(profile))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def read(file: Path, profile: Profile) -> tuple[dict[str, Tensor], int, float]:
