@@ -59,7 +59,7 @@ class Method:
 
     name: str  # by which adapters are registered
     module: str  # where it stands: its code is part of every row and adapter that it makes
-    stages: tuple[str, ...]  # of a rebuild after clips: modules in tasks/stages, or dotted names; each has `stage(profile)`
+    stages: tuple[str, ...]  # of a rebuild after clips: modules in tasks/stages, or dotted names, each with a `stage(profile)`; see `of_method`
     reads: Names  # a training sample; what a row does not have is left out of the sample; "*" in a name: see `by`
     truth: tuple[str, ...]  # those of its names that generation is not given
     check: Callable[[Profile, Layout], None]  # ValueError where base and settings do not go with the method
@@ -77,15 +77,15 @@ class Method:
     phases: tuple[Phase, ...] = field(default=(Phase(),))
     given_frames: int = 0  # that a video starts with and another net made: scored apart from the rest
     references: tuple[str, ...] = ()  # that scores stand beside: "prior" and "codec" (tasks/stages/scores.py)
-    released: Callable[[Mapping[str, Tensor], Profile, Mapping[str, Any]], dict[str, Tensor]] | None = None  # a whole model as the method's
-    # authors release it, the profile and the transformer's configuration to the net's own tensors (tasks/training/foreign.py)
+    # A whole model as the method's authors release it, profile and transformer's configuration to the net's own tensors.
+    released: Callable[[Mapping[str, Tensor], Profile, Mapping[str, Any]], dict[str, Tensor]] | None = None
     measured: tuple[str, ...] = ()  # further scores, by what a clip is told of (tasks/networks/told.py)
     variants: Mapping[str, Variant] = field(default_factory=dict)  # by name, of letters and hyphens
     tokens: Callable[[Profile, Layout], dict[str, int]] | None = None  # of one clip, by kind, with their sum as "all"
     path: bool = True  # whether a request has to say where the head is
     requested: Callable[[Profile], Profile] = lambda profile: profile  # the profile, for a request of which nothing else is known
-    needs: Mapping[str, Callable[[Profile], list[str]]] = field(default_factory=dict)  # setting that names the folder of another method's
-    # adapter: the settings by which that one is trained (flows/prepare.py)
+    # Setting that names the folder of another method's adapter: the settings by which that one is trained (flows/prepare.py).
+    needs: Mapping[str, Callable[[Profile], list[str]]] = field(default_factory=dict)
     pretraining: str = "pretrain_videos"  # module in tasks/training: how the embedded base is made
     blank: Callable[[Profile, Layout, Any], Batch] | None = None  # a batch of zeros, of the base's configuration: sizes are counted on it
 

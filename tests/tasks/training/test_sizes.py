@@ -112,6 +112,15 @@ def test_exo2egosyn_is_counted_without_weights():
     assert found["step"]["tflop"] == pytest.approx(3.5 * 45.6, rel=0.1)
 
 
+def test_genego_is_counted_without_weights():
+    profile = Profile.load("genego")
+    assert sizes.tokens(profile) == {"frames": 9, "all": 9 * 64 * 64}
+    found = sizes.estimate(profile)
+    assert found["step"]["parameters"] == 859_535_364  # Stable Diffusion 1.5 inpainting's U-Net
+    # 18 pictures of 0.80 TFLOP (its 401 G multiplications): forward twice (checkpointing), once more for the gradients of a LoRA.
+    assert found["step"]["tflop"] == pytest.approx(18 * 3 * 0.80, rel=0.1)
+
+
 def test_sizes_that_nobody_knows_are_refused():
     with pytest.raises(ValueError, match="not known"):
         sizes.estimate(Profile.load("paper", ["model.base=somebody/another-model"]))
