@@ -59,7 +59,7 @@ class Method:
 
     name: str  # by which adapters are registered
     module: str  # where it stands: its code is part of every row and adapter that it makes
-    stages: tuple[str, ...]  # of a rebuild after clips: modules in tasks/stages, or dotted names, each with a `stage(profile)`; see `of_method`
+    stages: tuple[str, ...]  # of a rebuild after clips: modules in tasks/stages, or dotted names, each with `stage(profile)`
     reads: Names  # a training sample; what a row does not have is left out of the sample; "*" in a name: see `by`
     truth: tuple[str, ...]  # those of its names that generation is not given
     check: Callable[[Profile, Layout], None]  # ValueError where base and settings do not go with the method

@@ -383,7 +383,7 @@ def intact(table: str, row: dict) -> None:
     """Raise Damaged where the values of a row, all columns of it, are not those that were committed."""
     if table == "takes" or not row.get("content") or not set(MADE) <= set(TABLES[table].names):
         return  # a take's `content` is not of all its columns
-    beside = (*NO_CONTENT, *ASIDE.get(table, ()))
+    beside = (*NO_CONTENT, *(column for column in ASIDE.get(table, ()) if row.get(column) is not None))
     null = [column for column in row if row[column] is None and column not in beside]
     later = (columns for n in range(3) for columns in combinations(null, n))  # that came to the table after the row: two at most are tried
     if not any(row["content"] == content_of(row, (*beside, *columns)) for columns in later):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from egomill.models.method import Names
 from egomill.schemas.fingerprint import digest
-from egomill.schemas.tables import LONG, OPTIONAL
+from egomill.schemas.tables import LONG
 from egomill.schemas.tensors import unpack
 from egomill.tasks.lake.fragments import all_of
 from egomill.tasks.lake.rows import handed, read_rows
@@ -112,14 +112,16 @@ def clips_of(lake: Lake, versions: dict[str, int], model: str, reads: Names, spl
 
 
 def _having(lake: Lake, table: str, names: Sequence[str], model: str, version: int) -> set[str]:
-    """The clips that have a row with all of the columns; of a `LONG` table, all the named rows but the `OPTIONAL` ones."""
+    """The clips that have all the named columns, of a `LONG` table rows, that any clip has: of the base."""
     if table not in LONG:
-        return set(lake.read(table, ["clip_id"], all_of(*(f"{name} IS NOT NULL" for name in names)), version)["clip_id"].to_pylist())
+        there = [there for there in (f"{name} IS NOT NULL" for name in names) if lake.count(table, there, version)]
+        return set(lake.read(table, ["clip_id"], all_of(*there), version)["clip_id"].to_pylist())
     rows = lake.read(table, ["clip_id", "name"], all_of(_of_base(table, model), one_of("name", names)), version).to_pylist()
     found: dict[str, set[str]] = {}
     for row in rows:
         found.setdefault(row["clip_id"], set()).add(row["name"])
-    return {clip for clip, there in found.items() if there >= set(names) - set(OPTIONAL)}
+    every = set().union(*found.values())
+    return {clip for clip, there in found.items() if there == every}
 
 
 def spread(takes: Mapping[str, str], count: int) -> list[str]:
