@@ -23,7 +23,7 @@ from egomill.flows.retrain import retrain
 from egomill.tasks.lake.tables import Lake, one_of
 from egomill.tasks.training import gate
 
-METRICS = ("psnr.all", "psnr.first", "psnr.after", "ssim.all", "haarpsi.all")
+METRICS = ("psnr.all", "psnr.first", "psnr.after", "psnr.hand", "psnr.moved", "ssim.all", "haarpsi.all")
 FULL = "full"
 Values = dict[tuple[str, int], dict[str, dict[str, float]]]  # (setting, seed) -> metric -> clip -> value
 
