@@ -87,7 +87,7 @@ def test_nothing_of_the_take_is_left_on_disk_and_the_fact_is_kept(used):
     before, sources = tables_only(on_disk(lake)), tree(used.source)
     held = data_files(lake, UID)
     assert held <= before.keys()
-    assert {file.partition("/")[0] for file in held} == {lake.folder(table) for table in TABLES_OF_IT}
+    assert {file.partition("/")[0] for file in held} == {lake.folder(table) for table in TABLES_OF_IT if lake.count(table)}
     everywhere = b"".join(before.values())
     assert all(word in everywhere for word in words)  # so the search below would find them
     assert any(video[:200] in everywhere for video in mine)

@@ -51,6 +51,10 @@ def test_a_fourth_method_is_a_file_of_its_own(tmp_path, ray_cluster):
 def test_a_method_that_is_not_there_is_named_with_those_that_are():
     from egomill.models.method import of
 
-    for name, says in (("egoxx", "did you mean 'egox'"), ("tests.nowhere", "known: egox"), ("lora", "no module egomill.models.lora with")):
+    for name, says in (
+        ("egoxx", "did you mean 'egox'"),
+        ("tests.nowhere", "known: ego_h.*, egox"),
+        ("lora", "no module egomill.models.lora with"),
+    ):
         with pytest.raises(ValueError, match=says):
             of(Profile.load("local", [f"train.method='{name}'"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from egomill.models.base import Recipe, flow_loss, learning_rate, make_transform
 from egomill.scenes.views import FIRST_SEED, HELD_OUT
 from egomill.tasks.networks.weights import load_parts
 from egomill.tasks.training.pretrain import pretrain, runs
+from egomill.tasks.training.pretrain_videos import KIND
 
 TINY = Recipe(heads=5, head_dim=32, layers=1, ffn=16, widths=(128,), batches=(1,), odds=(1.0,), codec_share=0.05)
 
@@ -45,12 +47,12 @@ def test_writes_a_base_and_goes_on(tmp_path):
         coarse = rng.integers(0, 255, (9, 16, 28, 3), dtype=np.uint8)
         exo = coarse.repeat(8, axis=1).repeat(8, axis=2)
         np.savez(clips / f"{seed}.npz", exo=exo, ego=exo[:, :, :128], caption=np.array(f"clip {seed}"))
-    out, quiet = tmp_path / "base", []
-    first = pretrain(out, seeds=HELD_OUT + 3, minutes=0.1, recipe=TINY, clips=clips, workers=0, log=quiet.append)
+    out, quiet, kind = tmp_path / "base", [], replace(KIND, recipe=TINY)
+    first = pretrain(out, kind, seeds=HELD_OUT + 3, minutes=0.1, clips=clips, workers=0, log=quiet.append)
     assert first["clips"] == 3
     assert first["steps"] > 0
     assert json.loads((out / "record.json").read_text())["steps"] == first["steps"]
-    second = pretrain(out, seeds=HELD_OUT + 3, minutes=0.05, recipe=TINY, clips=clips, workers=0, log=quiet.append)
+    second = pretrain(out, kind, seeds=HELD_OUT + 3, minutes=0.05, clips=clips, workers=0, log=quiet.append)
     assert second["steps"] > first["steps"]
     assert second["minutes"] > first["minutes"]
     assert load_parts(str(out)).transformer.config.num_layers == 1

@@ -44,13 +44,13 @@ def built(tmp_path_factory):
 
 def test_train_generate_score(built, ray_cluster):
     lake, keys, profile, release, tracker = built
-    assert train.existing(release, profile, tracker) is None
+    assert train.existing(lake, release, profile, tracker) is None
     adapter = train.train(lake, release, profile, tracker, "night")
     assert (adapter.tags["release"], adapter.tags["steps"], adapter.tags["profile"]) == ("r1", "2", "local")
-    again = train.existing(release, profile, tracker)
+    again = train.existing(lake, release, profile, tracker)
     assert again is not None
     assert again.spec == adapter.spec
-    assert train.existing(release, with_(profile, learning_rate=0.5), tracker) is None
+    assert train.existing(lake, release, with_(profile, learning_rate=0.5), tracker) is None
     assert set(tracker.history(adapter.run_id, "loss")) == {0, 1}
     assert len(tracker.history(adapter.run_id, "val_loss")) == 2
     assert tracker.inputs(adapter.run_id)[0]["tables"] == release["tables"]
@@ -102,7 +102,7 @@ def with_(profile: Profile, **changes) -> Profile:
 )
 def test_the_same_global_batch_trains_the_same_adapter(built, ray_cluster, other):
     lake, _, profile, release, tracker = built
-    one = train.existing(release, profile, tracker) or train.train(lake, release, profile, tracker, "night")
+    one = train.existing(lake, release, profile, tracker) or train.train(lake, release, profile, tracker, "night")
     with watched() as listened:
         two = train.train(lake, release, with_(profile, **other), tracker, "night")
     assert any(name.startswith("ray::RayTrainWorker") for name in listened.values()), listened
