@@ -40,7 +40,13 @@ LABELS = {
     "clip_score": "CLIPScore",
 }
 REGIONS = {"all": "", "hole": " hole", "moved": " moved", "hand": " hands", "first": " first frame", "after": " after it"}
-GIVEN = ("psnr.first", "psnr.after", "ssim.first", "ssim.after")  # of methods that are given their first frames
+GIVEN = (
+    "psnr.hand",
+    "psnr.first",
+    "psnr.after",
+    "ssim.first",
+    "ssim.after",
+)  # of methods that look at hands, or are given their first frames
 LOWER = ("lpips", "fvd", "pa_mpjpe")  # where less is better
 FAILURES = 200  # rows shown
 

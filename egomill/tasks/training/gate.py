@@ -21,7 +21,6 @@ METRICS = (
     "haarpsi.all",
     "haarpsi.hole",
     "haarpsi.moved",
-    "psnr.hand",
 )  # never need weights
 REFERENCES = {
     "prior": "filled prior",

@@ -74,7 +74,7 @@ def test_train_generate_score(built, ray_cluster):
     assert json.loads(made[0]["sampler"])["gga"] == profile.model.gga
     assert run_here(lake, stage, held_out[::-1])[1]["video"] == made[0]["video"]  # same seed, same bytes, whatever the order
     fetch = partial(tracker.folder, adapter.spec)  # as on a machine where the driver's folder is not
-    elsewhere = replace(stage, worker=partial(generations.Generator, profile, "/not/here", fetch, of(profile).given))
+    elsewhere = replace(stage, worker=partial(generations.Generator, profile, "/not/here", fetch, of(profile).given(profile)))
     assert run_here(lake, elsewhere, held_out)[0]["video"] == made[0]["video"]
     run_here(lake, generations.stage(profile, "base"), held_out)
     base = video.decode(lake.rows("generations", held_out[:1], where="adapter = 'base'")[0]["video"])
