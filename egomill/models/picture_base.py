@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egomill.models import genego
+from egomill.models.genego import SCHEDULE
 from egomill.models.layout import Layout
 
 LAYOUT = Layout(channels=4, temporal=1, spatial=4, patch=2, inputs=9)
-SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-SAMPLING = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}
+SAMPLING = {**genego.SAMPLING, "timestep_spacing": "trailing"}
 
 
 @dataclass(frozen=True)

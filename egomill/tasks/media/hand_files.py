@@ -111,8 +111,8 @@ def _egoexo4d(clip: dict, there: dict[str, str], frames: np.ndarray, settings: H
     joints = torch.from_numpy(world)
     T_exo_world, T_ego_world = (inverse(torch.from_numpy(unpack(clip[name]))) for name in ("T_world_exo", "T_world_ego"))
     return Found(
-        transform(T_exo_world, joints.flatten(0, 2)).view_as(joints).float(),
-        torch.stack([transform(T, hands.flatten(0, 1)).view_as(hands) for T, hands in zip(T_ego_world, joints, strict=True)]).float(),
+        transform(T_exo_world, joints).float(),
+        transform(T_ego_world[:, None], joints).float(),
         f"annotated (Ego-Exo4D, {' and '.join(reversed(kinds))})",
     )
 
